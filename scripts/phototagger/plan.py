@@ -1,0 +1,325 @@
+"""The plan: which photos there are, and which shard each belongs to.
+
+Made when the Snakefile is parsed by the main process; jobs only read it. Below `results/plan/`:
+
+* `shards/{shard}.tsv`  the listing of a shard: rel_path, size, mtime_ns; no machine's paths in it
+* `machine.json`        where the roots lie on this machine (see `machine`)
+* `index.json`          shards in path order with listing digest and counts, and the run_id
+
+**Shards** are the leaves of a binary trie over the bytes of the paths (a radix tree): a node with more
+than `shard_size` photos is split at the first bit in which its paths differ. So a shard is a
+contiguous run of the sorted paths, never larger than `shard_size`, small folders share one, and
+which photos are together depends on nothing but their names: adding a photo changes one shard, or
+splits a full one in two; changing or deleting one changes one shard (or joins two into one); a move
+changes where it was and where it is. Only when the library outgrows `MAX_SHARDS` full shards does
+the shard size double, and every listing with it.
+"""
+
+import hashlib
+import json
+import os
+import stat
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from phototagger import names
+from phototagger.errors import UserError
+from phototagger.files import write_if_changed
+
+# With the 60 to 80 % fill of a radix tree this keeps a plan at about 1,000 shards, Snakemake's comfort.
+MAX_SHARDS = 640
+
+NEVER_PHOTOS = ("_original", "_exiftool_tmp")
+
+
+@dataclass(frozen=True, slots=True)
+class Photo:
+    """One line of a listing. `rel_path` is encoded text (see `names`)."""
+
+    rel_path: str
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class Root:
+    """A folder given by the user; with `only`, just these files directly in it."""
+
+    name: str
+    path: str
+    only: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class ScanOptions:
+    """What counts as a photo."""
+
+    extensions: tuple[str, ...]
+    recursive: bool = True
+    exclude: tuple[str, ...] = ()
+    max_images: int | None = None
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A line of the index: name, digest of the listing, number of photos."""
+
+    name: str
+    digest: str
+    photos: int
+
+
+class Roots:
+    """Resolves rel_paths to files on this machine."""
+
+    def __init__(self, roots: Sequence[Root]):
+        self.roots = list(roots)
+        self._paths = {root.name: names.decode(root.path) for root in roots}
+
+    def locate(self, rel_path: str) -> Path:
+        """The file behind a rel_path; with several roots its first part names the root."""
+        if len(self.roots) == 1:
+            return names.local_path(Path(self._paths[self.roots[0].name]), rel_path)
+        name, _, rest = rel_path.partition("/")
+        return names.local_path(Path(self._paths[name]), rest)
+
+    def rel_path(self, path: Path) -> str | None:
+        """The rel_path of a file below one of the roots, or None."""
+        for root in self.roots:
+            folder = os.path.realpath(self._paths[root.name])
+            inside = os.path.relpath(os.path.realpath(path), folder)
+            if not inside.startswith(".."):
+                prefix = f"{root.name}/" if len(self.roots) > 1 else ""
+                return prefix + names.encode(inside)
+        return None
+
+
+# ---------------------------------------------------------------------------------------- roots
+
+
+def resolve_roots(given: Iterable[str | Path], base: Path) -> Roots:
+    """Roots from what the user named: folders, and files (grouped by their folder).
+
+    Root names are the folders' names, made unique with `-2`, `-3` ... in the order given.
+
+    Raises UserError if one does not exist or none is given.
+    """
+    folders: dict[str, list[str] | None] = {}
+    for item in given:
+        path = Path(os.path.abspath(base / Path(item).expanduser()))  # keeps symlinks as named
+        if path.is_dir():
+            folders[str(path)] = None
+        elif path.is_file():
+            files = folders.setdefault(str(path.parent), [])
+            if files is not None and path.name not in files:
+                files.append(path.name)
+        else:
+            raise UserError(f"{path}: no such folder or photo; name folders of photos that exist")
+    if not folders:
+        raise UserError("photos.roots is empty: name at least one folder of photos")
+    roots, used = [], set()
+    for folder, files in folders.items():
+        stem = names.encode(Path(folder).name) or "root"
+        name, number = stem, 1
+        while name in used:
+            number += 1
+            name = f"{stem}-{number}"
+        used.add(name)
+        only = tuple(sorted(names.encode(f) for f in files)) if files is not None else None
+        roots.append(Root(name, names.encode(folder), only))
+    return Roots(roots)
+
+
+# ----------------------------------------------------------------------------------------- scan
+
+
+def is_photo(name: str, extensions: tuple[str, ...]) -> bool:
+    """Whether a file name is one of a photo: known extension, not hidden, no editor's left-over."""
+    lower = name.lower()
+    return (
+        lower.endswith(extensions) and not name.startswith(".") and not lower.endswith(NEVER_PHOTOS)
+    )
+
+
+def scan(roots: Roots, options: ScanOptions, avoid: Iterable[Path] = ()) -> list[Photo]:
+    """All photos below the roots, sorted by path, each folder once, `avoid` left out.
+
+    Folders that cannot be listed raise UserError: a part of a library that silently vanished would
+    take its results with it.
+    """
+    extensions = tuple(e.lower() for e in options.extensions)
+    avoided = {_identity(os.stat(p)) for p in avoid if os.path.exists(p)}
+    visited: set[tuple[int, int]] = set(avoided)
+    photos: list[tuple[bytes, Photo]] = []
+    for root in roots.roots:
+        prefix = f"{root.name}/" if len(roots.roots) > 1 else ""
+        top = names.decode(root.path)
+        only = {names.decode(name) for name in root.only} if root.only is not None else None
+        for rel, info in _walk(top, prefix, options.recursive and only is None, extensions, visited):
+            if only is not None and rel.removeprefix(prefix) not in only:
+                continue
+            text = names.encode(rel)
+            if _excluded(text, options.exclude):
+                continue
+            photos.append((sort_key(text), Photo(text, info.st_size, info.st_mtime_ns)))
+    photos.sort()
+    return [photo for _, photo in photos[: options.max_images]]
+
+
+def sort_key(rel_path: str) -> bytes:
+    """Path order: component by component, so that a folder's photos are neighbours."""
+    return rel_path.encode().replace(b"/", b"\x00")
+
+
+def _identity(info: os.stat_result) -> tuple[int, int]:
+    return info.st_dev, info.st_ino
+
+
+def _excluded(rel_path: str, patterns: tuple[str, ...]) -> bool:
+    from fnmatch import fnmatchcase
+
+    return any(fnmatchcase(rel_path, pattern) for pattern in patterns)
+
+
+def _walk(
+    top: str,
+    prefix: str,
+    recursive: bool,
+    extensions: tuple[str, ...],
+    visited: set[tuple[int, int]],
+) -> Iterator[tuple[str, os.stat_result]]:
+    """Photos below `top`; every folder is entered once, whichever way symlinks lead to it.
+
+    Real folders go before symlinked ones, so that a photo keeps the name of the place where it is,
+    and folders are visited in sorted order, so that the outcome does not depend on the disk.
+    """
+    real, linked = [(top, prefix)], []
+    if not _first_visit(os.stat(top), visited):
+        return
+    while real or linked:
+        folder, rel = real.pop() if real else linked.pop()
+        try:
+            entries = sorted(os.scandir(folder), key=lambda e: e.name, reverse=True)
+        except OSError as error:
+            raise UserError(
+                f"{folder}: cannot be listed ({error.strerror}); make it readable or exclude it"
+            ) from error
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.name.lower().endswith(extensions):
+                if is_photo(entry.name, extensions) and (info := _stat_file(entry)):
+                    yield rel + entry.name, info
+                    continue
+            if not recursive:
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                if _first_visit(entry.stat(), visited):
+                    real.append((entry.path, f"{rel}{entry.name}/"))
+            elif entry.is_symlink() and entry.is_dir():
+                linked.append((entry.path, f"{rel}{entry.name}/"))
+        while linked and not real:
+            folder, rel = linked.pop()
+            if _first_visit(os.stat(folder), visited):
+                real.append((folder, rel))
+
+
+def _first_visit(info: os.stat_result, visited: set[tuple[int, int]]) -> bool:
+    if _identity(info) in visited:
+        return False
+    visited.add(_identity(info))
+    return True
+
+
+def _stat_file(entry: os.DirEntry[str]) -> os.stat_result | None:
+    """The stat of a regular file (through symlinks); None for sockets, folders, dangling links."""
+    try:
+        info = entry.stat()
+    except OSError:
+        return None
+    return info if stat.S_ISREG(info.st_mode) else None
+
+
+# --------------------------------------------------------------------------------------- shards
+
+
+def effective_shard_size(photos: int, shard_size: int) -> int:
+    """The configured size, doubled until `MAX_SHARDS` full shards hold the library."""
+    while photos > MAX_SHARDS * shard_size:
+        shard_size *= 2
+    return shard_size
+
+
+def partition(photos: Sequence[Photo], shard_size: int) -> list[tuple[str, Sequence[Photo]]]:
+    """Sorted photos as named shards, in path order (see the module's docstring)."""
+    keys = [sort_key(photo.rel_path) for photo in photos]
+    shards: list[tuple[str, Sequence[Photo]]] = []
+    stack = [(0, len(keys), b"")] if keys else []
+    while stack:
+        low, high, branch = stack.pop()
+        if high - low <= shard_size:
+            shards.append((hashlib.sha256(branch).hexdigest()[:10], photos[low:high]))
+            continue
+        byte, bit = _first_difference(keys[low], keys[high - 1])
+        # the smallest key in which that bit is set: all before it share the prefix, but not the bit
+        prefix = keys[high - 1][:byte]
+        ones = prefix + bytes([keys[high - 1][byte] & (0xFF << bit)])
+        middle = bisect_left(keys, ones, low, high)
+        where = f"{byte}.{bit}".encode()
+        stack.append((middle, high, b"1" + where + b":" + ones))
+        stack.append((low, middle, b"0" + where + b":" + ones))
+    return shards
+
+
+def _first_difference(first: bytes, last: bytes) -> tuple[int, int]:
+    """Index of the first differing byte, and of the highest differing bit in it."""
+    shared = len(os.path.commonprefix((first, last)))
+    a = first[shared] if shared < len(first) else 0
+    return shared, (a ^ last[shared]).bit_length() - 1
+
+
+# ---------------------------------------------------------------------------------------- files
+
+
+def format_listing(photos: Iterable[Photo]) -> bytes:
+    rows = (f"{p.rel_path}\t{p.size}\t{p.mtime_ns}\n" for p in photos)
+    return "rel_path\tsize\tmtime_ns\n".encode() + "".join(rows).encode()
+
+
+def read_listing(path: Path) -> list[Photo]:
+    """The photos of a shard."""
+    with path.open(encoding="utf-8", newline="\n") as file:
+        next(file)
+        rows = (line.rstrip("\n").split("\t") for line in file)
+        return [Photo(name, int(size), int(mtime)) for name, size, mtime in rows]
+
+
+def digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def write_shards(folder: Path, shards: Iterable[tuple[str, Sequence[Photo]]]) -> list[Shard]:
+    """Write the listings that changed, remove those of vanished shards."""
+    written = []
+    for name, photos in shards:
+        content = format_listing(photos)
+        write_if_changed(folder / f"{name}.tsv", content)
+        written.append(Shard(name, digest(content), len(photos)))
+    current = {shard.name for shard in written}
+    for path in folder.glob("*.tsv"):
+        if path.stem not in current:
+            path.unlink(missing_ok=True)
+    return written
+
+
+def read_index(path: Path) -> tuple[list[Shard], str]:
+    """Shards in path order, and the run_id, from `results/plan/index.json`."""
+    index = json.loads(path.read_text("utf-8"))
+    return [Shard(**shard) for shard in index["shards"]], index["run_id"]
+
+
+def write_index(path: Path, shards: Sequence[Shard], run_id: str) -> None:
+    rows = ",\n".join("  " + json.dumps(asdict(shard)) for shard in shards)
+    write_if_changed(path, f'{{"run_id": {json.dumps(run_id)}, "shards": [\n{rows}\n]}}\n')
