@@ -4,8 +4,8 @@
         thumbs(Path(snakemake.input.listing), ..., stats=stats)
 
 The log gets what is logged, written to stderr by libraries, and the traceback of a crash. The
-counts go to `<log>.json` beside the log, rewritten at most once a second while the job runs, so that
-a person (or the command line's progress bar) can watch photos, not jobs.
+counts go to `<log>.json` beside the log, rewritten at most once a second while the job runs, so
+that a person (or the command line's progress bar) can watch photos, not jobs.
 """
 
 import json
@@ -71,7 +71,7 @@ def stats_path(log: Path) -> Path:
 
 @contextmanager
 def job(snakemake: Any) -> Iterator[Stats]:
-    """Run a rule's work with its log and its counts; exit with status 1 and one line on UserError."""
+    """Run a rule's work with its log and its counts; on an error, one line and exit status 1."""
     log = Path(snakemake.log[0])
     log.parent.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwind, so temporary files go

@@ -1,8 +1,8 @@
 r"""File names as text that survives JSON, CSV, TSV and Parquet.
 
 A POSIX file name is any bytes but NUL and `/`; text formats want valid UTF-8 on one line. `encode`
-leaves an ordinary name as it is and escapes only what does not fit: control characters, bytes that
-are not UTF-8, line separators and the backslash itself, Python style (`\n`, `\xff`, `\\`).
+leaves an ordinary name as it is and escapes only what does not fit: control characters, bytes
+that are not UTF-8, line separators and the backslash itself, Python style (`\n`, `\xff`, `\\`).
 `decode` gives back the exact name.
 """
 
@@ -11,7 +11,7 @@ import re
 from pathlib import Path, PurePosixPath
 
 _NAMED = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\\": "\\\\"}
-# C0 and C1 controls, DEL, line and paragraph separators, surrogates (= undecodable bytes), backslash
+# C0 and C1 controls, line and paragraph separators, surrogates (undecodable bytes), backslash
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\\\\]")
 _ESCAPE = re.compile(r"\\(?:x([0-9a-f]{2})|u([0-9a-f]{4})|([nrt\\]))")
 _LETTER = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}

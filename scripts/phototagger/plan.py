@@ -6,8 +6,8 @@ Made when the Snakefile is parsed by the main process; jobs only read it. Below 
 * `machine.json`        where the roots lie on this machine (see `machine`)
 * `index.json`          shards in path order with listing digest and counts, and the run_id
 
-**Shards** are the leaves of a binary trie over the bytes of the paths (a radix tree): a node with more
-than `shard_size` photos is split at the first bit in which its paths differ. So a shard is a
+**Shards** are the leaves of a binary trie over the bytes of the paths (a radix tree): a node with
+more than `shard_size` photos is split at the first bit in which its paths differ. So a shard is a
 contiguous run of the sorted paths, never larger than `shard_size`, small folders share one, and
 which photos are together depends on nothing but their names: adding a photo changes one shard, or
 splits a full one in two; changing or deleting one changes one shard (or joins two into one); a move
@@ -28,7 +28,7 @@ from phototagger import names
 from phototagger.errors import UserError
 from phototagger.files import write_if_changed
 
-# With the 60 to 80 % fill of a radix tree this keeps a plan at about 1,000 shards, Snakemake's comfort.
+# With the 60 to 80 % fill of a radix tree, a plan of about 1,000 shards: Snakemake's comfort.
 MAX_SHARDS = 640
 
 NEVER_PHOTOS = ("_original", "_exiftool_tmp")
@@ -157,7 +157,9 @@ def scan(roots: Roots, options: ScanOptions, avoid: Iterable[Path] = ()) -> list
         prefix = f"{root.name}/" if len(roots.roots) > 1 else ""
         top = names.decode(root.path)
         only = {names.decode(name) for name in root.only} if root.only is not None else None
-        for rel, info in _walk(top, prefix, options.recursive and only is None, extensions, visited):
+        for rel, info in _walk(
+            top, prefix, options.recursive and only is None, extensions, visited
+        ):
             if only is not None and rel.removeprefix(prefix) not in only:
                 continue
             text = names.encode(rel)
@@ -209,10 +211,9 @@ def _walk(
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.name.lower().endswith(extensions):
-                if is_photo(entry.name, extensions) and (info := _stat_file(entry)):
-                    yield rel + entry.name, info
-                    continue
+            if is_photo(entry.name, extensions) and (info := _stat_file(entry)):
+                yield rel + entry.name, info
+                continue
             if not recursive:
                 continue
             if entry.is_dir(follow_symlinks=False):
@@ -275,7 +276,8 @@ def partition(photos: Sequence[Photo], shard_size: int) -> list[tuple[str, Seque
 
 def _first_difference(first: bytes, last: bytes) -> tuple[int, int]:
     """Index of the first differing byte, and of the highest differing bit in it."""
-    shared = len(os.path.commonprefix((first, last)))
+    length = min(len(first), len(last))
+    shared = next((i for i in range(length) if first[i] != last[i]), length)
     a = first[shared] if shared < len(first) else 0
     return shared, (a ^ last[shared]).bit_length() - 1
 
@@ -285,7 +287,7 @@ def _first_difference(first: bytes, last: bytes) -> tuple[int, int]:
 
 def format_listing(photos: Iterable[Photo]) -> bytes:
     rows = (f"{p.rel_path}\t{p.size}\t{p.mtime_ns}\n" for p in photos)
-    return "rel_path\tsize\tmtime_ns\n".encode() + "".join(rows).encode()
+    return b"rel_path\tsize\tmtime_ns\n" + "".join(rows).encode()
 
 
 def read_listing(path: Path) -> list[Photo]:

@@ -1,7 +1,7 @@
-"""The Parquet tables that shard rules hand to each other: one schema per table, written atomically.
+"""The Parquet tables that shard rules hand to each other: one schema per table, whole or not there.
 
-Every table carries `phototagger.*` key-value metadata: the digests that the job was given as params,
-repeated in the output, so that a lost `.snakemake` folder hides nothing.
+Every table carries `phototagger.*` key-value metadata: the digests that the job was given as
+params, repeated in the output, so that a lost `.snakemake` folder hides nothing.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,12 +14,10 @@ import pyarrow.parquet as pq
 from phototagger.files import atomic
 
 GPS = pa.struct([("lat", pa.float64()), ("lon", pa.float64())])  # degrees, north and east positive
-SCORE = pa.struct(
-    [("label", pa.string()), ("cosine", pa.float32()), ("probability", pa.float32())]
-)
+SCORE = pa.struct([("label", pa.string()), ("cosine", pa.float32()), ("probability", pa.float32())])
 
-# One row per planned photo, in plan order. `status` is "ok" or "problem"; a problem row has rel_path,
-# bytes, problem_kind and problem, and sha256 if the bytes could be read; all else is null.
+# One row per planned photo, in plan order. `status` is "ok" or "problem"; a problem row has
+# rel_path, bytes, problem_kind, problem, and sha256 if the bytes could be read, and no more.
 THUMBS = pa.schema(
     [
         ("rel_path", pa.string()),

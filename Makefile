@@ -1,0 +1,59 @@
+# The few commands of photo-tagger; everything else is `photo-tagger --help` or plain Snakemake.
+#   make demo    install, build the demo model, tag the demo photos, say where to look
+#   make test    everything CI runs
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+UV     := 0.13.8
+
+.DELETE_ON_ERROR:
+.PHONY: demo test setup lint bench lock clean exiftool
+
+demo: setup
+	$(BIN)/photo-tagger demo
+
+test: setup lint
+	$(BIN)/python -m pytest -q
+
+# The environment is renewed when the lock file changes, the demo model when it is missing.
+setup: $(VENV)/ready exiftool
+	$(BIN)/photo-tagger models build-demo
+
+$(VENV)/ready: envs/requirements.lock pyproject.toml
+	@$(PYTHON) -m venv --help >/dev/null 2>&1 && $(PYTHON) -c 'import ensurepip' 2>/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update -qq && apt-get install -y -qq python3 python3-venv >/dev/null; \
+	  else echo "Python's venv module is missing; on Debian or Ubuntu: sudo apt-get install python3-venv"; exit 1; fi; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "photo-tagger needs Python 3.11 or newer; name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV)
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes envs/requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+exiftool:
+	@command -v exiftool >/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "installing ExifTool"; apt-get update -qq && apt-get install -y -qq libimage-exiftool-perl >/dev/null; \
+	  elif command -v apt-get >/dev/null; then echo "ExifTool is missing: sudo apt-get install libimage-exiftool-perl"; exit 1; \
+	  elif command -v brew >/dev/null; then echo "ExifTool is missing: brew install exiftool"; exit 1; \
+	  else echo "ExifTool is missing: install it with your package manager, or from exiftool.org"; exit 1; fi; }
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check Snakefile
+	$(BIN)/snakemake --lint >/dev/null
+
+# Ratios against named peers, printed and written to docs/performance.md; takes minutes.
+bench: setup
+	$(BIN)/python tests/bench/run.py
+
+# Renew the lock file from pyproject.toml.
+lock: $(VENV)/ready
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --upgrade \
+	  --python-version 3.11 --extra demo --extra dev pyproject.toml --output-file envs/requirements.lock
+
+clean:
+	rm -rf $(VENV) models demo results cache .snakemake

@@ -1,0 +1,85 @@
+"""Digests of code: what a rule's result depends on besides its inputs and params.
+
+A rule's digest covers its script, every phototagger module the script imports (directly or through
+another), and the data files named with it. Comments, docstrings and formatting are left out, so
+that only a change of meaning makes results stale.
+"""
+
+import ast
+import hashlib
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+
+PACKAGE = "phototagger"
+SCRIPTS = Path(__file__).resolve().parents[1]
+# Modules without influence on what a result says: logging, counting, where things lie.
+NEUTRAL = {"errors", "job", "machine"}
+
+
+def rule_digest(rule: str, data: Iterable[Path] = ()) -> str:
+    """Digest of `scripts/<rule>.py`, the modules it uses and its data files; 16 hex digits."""
+    total = hashlib.sha256()
+    modules = sorted(used_modules(SCRIPTS / f"{rule}.py"))
+    for path in [SCRIPTS / f"{rule}.py", *modules]:
+        total.update(f"{path.name}:{code_digest(path)}\n".encode())
+    for path in data:
+        total.update(f"{path.name}:{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return total.hexdigest()[:16]
+
+
+def used_modules(script: Path) -> set[Path]:
+    """The package's modules that a script imports, and those that they import."""
+    found: set[Path] = set()
+    queue = [script]
+    while queue:
+        for module in _imports(queue.pop()):
+            if module not in found:
+                found.add(module)
+                queue.append(module)
+    return found
+
+
+@cache
+def code_digest(path: Path) -> str:
+    """Digest of a Python file's meaning."""
+    tree = _parse(path)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and _is_docstring(body[0]):
+            node.body = body[1:] or [ast.Pass()]
+    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()
+
+
+def _is_docstring(node: ast.AST) -> bool:
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )
+
+
+def _parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text("utf-8"), str(path))
+
+
+@cache
+def _imports(path: Path) -> tuple[Path, ...]:
+    return tuple(
+        module
+        for name in _imported_names(_parse(path))
+        if name not in NEUTRAL and (module := SCRIPTS / PACKAGE / f"{name}.py").exists()
+    )
+
+
+def _imported_names(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.startswith(f"{PACKAGE}."):
+                    yield alias.name.split(".")[1]
+        elif isinstance(node, ast.ImportFrom) and node.module == PACKAGE:
+            for alias in node.names:
+                yield alias.name
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{PACKAGE}."):
+            yield node.module.split(".")[1]

@@ -1,0 +1,201 @@
+"""What the Snakefile needs to know before it can name a single file: configuration, plan, digests.
+
+`prepare` is called while the Snakefile is parsed. The main process scans and writes the plan; a job
+that parses the Snakefile again on another node only reads what was written.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from phototagger import names, plan
+from phototagger.codedigest import rule_digest
+from phototagger.config import CLONE, Config, load, merge
+from phototagger.errors import UserError, one_of
+from phototagger.files import write_if_changed
+from phototagger.labels import load_pack
+from phototagger.machine import Machine
+from phototagger.models import card, default_models_dir, weights_digest
+
+PLAN = Path("results/plan")
+INDEX = PLAN / "index.json"
+FROZEN = Path("results/audit/config.json")
+OVERRIDES = "PHOTO_TAGGER_OVERRIDES"  # environment: the command line's layer, as a JSON file
+CONFIG_FILE = "PHOTO_TAGGER_CONFIG"  # environment: the file's layer, instead of config/config.yaml
+
+REPORT_TEMPLATE = CLONE / "config/report/report.html.jinja"
+RECORD_SCHEMA = CLONE / "config/schema/record.schema.json"
+DATA = {"report": [REPORT_TEMPLATE], "check": [RECORD_SCHEMA]}
+
+
+@dataclass(frozen=True)
+class Run:
+    """The values that rules are wired with."""
+
+    config: Config
+    shards: list[plan.Shard]
+    run_id: str
+    facts: Mapping[str, str]  # model_digest, pack, labels, roots
+    threshold: float
+    started: float = field(default_factory=time.time)
+
+    @cached_property
+    def shard_names(self) -> list[str]:
+        """In path order."""
+        return [shard.name for shard in self.shards]
+
+    @cached_property
+    def _listings(self) -> dict[str, str]:
+        return {shard.name: shard.digest for shard in self.shards}
+
+    def listing(self, wildcards: Any) -> str:
+        """Digest of a shard's listing; as a param it shows a listing rewritten in mid-run."""
+        return self._listings.get(wildcards.shard, "")
+
+    def code(self, rule: str) -> str:
+        return rule_digest(rule, DATA.get(rule, ()))
+
+    def megabytes(self, base: int, per_photo: float) -> int:
+        """Memory for a job on the largest shard there is."""
+        largest = max((shard.photos for shard in self.shards), default=0)
+        return int(base + per_photo * largest)
+
+    def minutes(self, base: int, per_photo: float) -> int:
+        return self.megabytes(base, per_photo)
+
+    @property
+    def gpu(self) -> int:
+        """GPUs an embed job holds: one if it was asked for, or if there is one to take."""
+        device = self.config.clip.device
+        found = any(Path("/dev").glob("nvidia[0-9]*"))
+        return int(device == "cuda" or (device == "auto" and found))
+
+
+def prepare(overrides: Mapping[str, Any], main: bool) -> Run:
+    """Read the configuration, and make (or, in a job, read) the plan.
+
+    `overrides` are Snakemake's own --config and --configfile values.
+    """
+    if not main:
+        return _read()
+    config, roots = read_config(overrides, os.environ)
+    models_dir = default_models_dir(config.clip.models_dir)
+    model = card(config.clip.model, models_dir)
+    model_digest = weights_digest(model.name, models_dir)
+    labels = find_labels(config.labels.path)
+    pack = load_pack(labels)
+    Machine(
+        roots,
+        Path(config.cache),
+        models_dir,
+        labels,
+        config.clip.device,
+        config.clip.batch_size,
+    ).write()
+    options = plan.ScanOptions(
+        config.photos.extensions,
+        config.photos.recursive,
+        config.photos.exclude,
+        config.photos.max_images,
+    )
+    photos = plan.scan(roots, options, avoid=own_folders(roots, Path(config.cache)))
+    if not photos:
+        where = ", ".join(root.path for root in roots.roots)
+        raise UserError(f"{where}: no photos there; check photos.extensions and photos.recursive")
+    size = plan.effective_shard_size(len(photos), config.plan.shard_size)
+    shards = plan.write_shards(PLAN / "shards", plan.partition(photos, size))
+    threshold = config.score.threshold
+    facts = {
+        "model_digest": model_digest,
+        "pack": pack.digest,
+        "labels": labels.name,
+        "roots": plan.digest(roots.dump().encode()),
+    }
+    if threshold is None:
+        threshold = model.thresholds[config.score.measure]
+    run_id = _run_id(config, shards, facts)
+    frozen = {"run_id": run_id, "threshold": threshold, "facts": facts, "config": config.as_dict()}
+    write_if_changed(FROZEN, json.dumps(frozen, indent=1, ensure_ascii=False) + "\n")
+    plan.write_index(INDEX, shards, run_id)
+    return Run(config, shards, run_id, facts, threshold)
+
+
+def read_config(overrides: Mapping[str, Any], env: Mapping[str, str]) -> tuple[Config, plan.Roots]:
+    """The configuration of this work directory and its roots."""
+    given: dict[str, Any] = {}
+    roots = None
+    if path := env.get(OVERRIDES):
+        command = json.loads(Path(path).read_text("utf-8"))
+        given, roots = command["config"], command.get("roots")
+    config = load(config_file(env), env, merge(given, overrides))
+    if roots is not None:
+        config = replace(config, photos=replace(config.photos, roots=tuple(roots)))
+        roots = [names.decode(root) for root in roots]
+    return config, plan.resolve_roots(roots or config.photos.roots, Path.cwd())
+
+
+def config_file(env: Mapping[str, str]) -> Path:
+    """$PHOTO_TAGGER_CONFIG, else config/config.yaml here, else the one beside the Snakefile."""
+    if path := env.get(CONFIG_FILE):
+        return Path(path)
+    here = Path("config/config.yaml")
+    return here if here.exists() else CLONE / here
+
+
+def find_labels(name: str) -> Path:
+    """A label file or pack by path or by name."""
+    places = [
+        Path(name),
+        CLONE / name,
+        Path("config/labels") / name,
+        CLONE / "config/labels" / name,
+    ]
+    for path in places:
+        if path.exists():
+            return path.resolve()
+    packs = {
+        path.name
+        for folder in (Path("config/labels"), CLONE / "config/labels")
+        if folder.is_dir()
+        for path in folder.iterdir()
+        if path.is_dir() or path.suffix == ".txt"
+    }
+    raise one_of("labels.path: label file or pack", name, sorted(packs))
+
+
+def own_folders(roots: plan.Roots, cache: Path) -> list[Path]:
+    """Folders that are never scanned: the work directory, or, if that is itself a root (or a root
+    lies in it), what this program makes there."""
+    work = Path.cwd().resolve()
+    made = [work / "results", work / "cache", work / ".snakemake", cache.resolve()]
+    inside = any(Path(names.decode(r.path)).resolve().is_relative_to(work) for r in roots.roots)
+    return made if inside else [*made, work]
+
+
+def _read() -> Run:
+    frozen = json.loads(FROZEN.read_text("utf-8"))
+    shards, run_id = plan.read_index(INDEX)
+    config = load(None, {}, json.loads(json.dumps(frozen["config"])))
+    return Run(config, shards, run_id, frozen["facts"], frozen["threshold"])
+
+
+def _run_id(config: Config, shards: list[plan.Shard], facts: Mapping[str, str]) -> str:
+    """Digest of all that shapes the results; where things lie does not."""
+    shaping = config.as_dict()
+    del shaping["photos"]["roots"]
+    for key in ("device", "batch_size", "models_dir"):
+        del shaping["clip"][key]
+    del shaping["cache"], shaping["labels"]["path"]
+    content = {
+        "config": shaping,
+        "shards": [[shard.name, shard.digest] for shard in shards],
+        "facts": {key: value for key, value in facts.items() if key != "roots"},
+    }
+    text = json.dumps(content, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
