@@ -1,0 +1,75 @@
+"""Removal of results that no part of the plan asks for any more."""
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from phototagger.files import remove_empty_folders
+from phototagger.manifest import read_manifest, sidecar_path
+
+# Per-shard outputs: folder below results/ -> suffix.
+SHARD_OUTPUTS = {
+    "thumbs": ".parquet",
+    "embeddings": ".parquet",
+    "scores": ".parquet",
+    "records": ".jsonl",
+    "problems": ".csv",
+    "sidecars-manifest": ".tsv",
+}
+_TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp")  # see files.atomic
+_SHARD = re.compile(r"[0-9a-f]{10}")
+
+
+def prune_sidecars(folder: Path, manifests: Iterable[Path]) -> int:
+    """Remove the `.xmp` files below `folder` that no manifest lists, and folders left empty.
+
+    Returns how many files were removed. Symbolic links are neither followed nor removed, and
+    nothing is removed when a manifest cannot be read.
+    """
+    wanted = {
+        os.fspath(sidecar_path(folder, rel_path))
+        for manifest in manifests
+        for rel_path in read_manifest(manifest)
+    }
+    if folder.is_symlink() or not folder.is_dir():
+        return 0
+    removed = 0
+    for where, _, files in os.walk(folder):
+        for name in files:
+            path = Path(where, name)
+            if name.endswith(".xmp") and str(path) not in wanted and not path.is_symlink():
+                path.unlink()
+                removed += 1
+    remove_empty_folders(folder)
+    return removed
+
+
+def prune(shards: Iterable[str], results: Path = Path("results")) -> int:
+    """Remove what vanished shards and killed jobs left behind; called when a run has succeeded.
+
+    Returns how many files were removed.
+    """
+    current = set(shards)
+    gone = [
+        path
+        for folder, suffix in SHARD_OUTPUTS.items()
+        for path in (results / folder).glob(f"*{suffix}")
+        if path.stem not in current
+    ]
+    for kind in ("logs", "benchmarks"):
+        gone += [
+            path
+            for path in (results / kind).glob("*/*.*")
+            if _SHARD.fullmatch(path.stem) and path.stem not in current
+        ]
+    gone += [path for path in _files(results) if _TEMPORARY.match(path.name)]
+    for path in gone:
+        path.unlink(missing_ok=True)
+    manifests = list((results / "sidecars-manifest").glob("*.tsv"))
+    return len(gone) + prune_sidecars(results / "sidecars", manifests)
+
+
+def _files(folder: Path) -> Iterable[Path]:
+    for where, _, found in os.walk(folder):
+        yield from (Path(where) / name for name in found)

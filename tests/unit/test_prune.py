@@ -1,0 +1,76 @@
+import os
+
+import pytest
+
+from phototagger.manifest import read_manifest, sidecar_path, write_manifest
+from phototagger.names import encode
+from phototagger.prune import prune_sidecars
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "sidecars"
+    for name in ["a.jpg.xmp", "trip/b.jpg.xmp", "trip/new\nline.jpg.xmp", "old/deep/c.jpg.xmp"]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("x")
+    (folder / os.fsdecode(b"bad\xff.jpg.xmp")).write_text("x")
+    return folder
+
+
+def manifest(tmp_path, name, *photos):
+    path = tmp_path / f"{name}.tsv"
+    write_manifest(path, [(encode(photo), "0" * 64) for photo in photos])
+    return path
+
+
+def files(folder):
+    return {str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir()}
+
+
+def test_manifest_round_trip(tmp_path):
+    odd = encode("tab\tand\nline/\udcff.jpg")
+    path = tmp_path / "m.tsv"
+    write_manifest(path, [(odd, "1" * 64), ("a.jpg", "2" * 64)])
+    assert list(read_manifest(path).items()) == [(odd, "1" * 64), ("a.jpg", "2" * 64)]
+    assert sidecar_path(tmp_path, odd).name == "\udcff.jpg.xmp"
+
+
+def test_removes_what_no_manifest_lists(folder, tmp_path):
+    manifests = [
+        manifest(tmp_path, "1", "a.jpg", "trip/new\nline.jpg"),
+        manifest(tmp_path, "2", os.fsdecode(b"bad\xff.jpg")),
+    ]
+    assert prune_sidecars(folder, manifests) == 2
+    assert files(folder) == {"a.jpg.xmp", "trip/new\nline.jpg.xmp", "bad\udcff.jpg.xmp"}
+    assert not (folder / "old").exists()
+    assert prune_sidecars(folder, iter(manifests)) == 0
+
+
+def test_leaves_other_files_and_links(folder, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "precious.jpg.xmp").write_text("x")
+    (folder / "link").symlink_to(elsewhere)
+    (folder / "link.jpg.xmp").symlink_to(elsewhere / "precious.jpg.xmp")
+    (folder / "old/deep/notes.txt").write_text("x")
+    assert prune_sidecars(folder, []) == 5
+    assert files(folder) == {"link.jpg.xmp", "old/deep/notes.txt"}
+    assert (folder / "link").is_symlink()
+    assert (elsewhere / "precious.jpg.xmp").exists()
+
+
+def test_folder_that_is_a_link_is_left_alone(folder, tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to(folder)
+    assert prune_sidecars(link, []) == 0
+    assert len(files(folder)) == 5
+
+
+def test_missing_folder(tmp_path):
+    assert prune_sidecars(tmp_path / "none", []) == 0
+
+
+def test_unreadable_manifest_removes_nothing(folder, tmp_path):
+    with pytest.raises(FileNotFoundError):
+        prune_sidecars(folder, [manifest(tmp_path, "1", "a.jpg"), tmp_path / "lost.tsv"])
+    assert len(files(folder)) == 5
