@@ -11,6 +11,7 @@ UV     := 0.13.8
 
 demo: setup
 	$(BIN)/photo-tagger demo
+	$(BIN)/photo-tagger run demo/photos
 
 test: setup lint
 	$(BIN)/python -m pytest -q

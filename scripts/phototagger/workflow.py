@@ -115,10 +115,10 @@ def prepare(overrides: Mapping[str, Any], main: bool) -> Run:
         "model_digest": model_digest,
         "pack": pack.digest,
         "labels": labels.name,
-        "roots": plan.digest(roots.dump().encode()),
+        "roots": plan.digest(repr(roots.roots).encode()),
     }
     if threshold is None:
-        threshold = model.thresholds[config.score.measure]
+        threshold = getattr(model.thresholds, config.score.measure)
     run_id = _run_id(config, shards, facts)
     frozen = {"run_id": run_id, "threshold": threshold, "facts": facts, "config": config.as_dict()}
     write_if_changed(FROZEN, json.dumps(frozen, indent=1, ensure_ascii=False) + "\n")
