@@ -10,7 +10,7 @@ UV     := 0.13.8
 .PHONY: demo test setup lint bench lock clean exiftool
 
 demo: setup
-	$(BIN)/photo-tagger demo
+	$(BIN)/photo-tagger demo demo/photos
 	$(BIN)/photo-tagger run demo/photos
 
 test: setup lint

@@ -219,7 +219,7 @@ def _walk(
             if entry.is_dir(follow_symlinks=False):
                 if _first_visit(entry.stat(), visited):
                     real.append((entry.path, f"{rel}{entry.name}/"))
-            elif entry.is_symlink() and entry.is_dir():
+            elif entry.is_symlink() and os.path.isdir(entry.path):  # False for a link to itself
                 linked.append((entry.path, f"{rel}{entry.name}/"))
         while linked and not real:
             folder, rel = linked.pop()
