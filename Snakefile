@@ -327,7 +327,11 @@ rule summary:
         problems="results/problems.csv",
         medoids="results/folder_medoids.csv",
     output:
-        summary="results/summary.md",
+        summary=report(
+            "results/summary.md",
+            caption="config/report/summary.rst",
+            category="Summaries",
+        ),
         folders=directory("results/folders"),
     log:
         "results/logs/summary.log",

@@ -29,9 +29,12 @@ FROZEN = Path("results/audit/config.json")
 OVERRIDES = "PHOTO_TAGGER_OVERRIDES"  # environment: the command line's layer, as a JSON file
 CONFIG_FILE = "PHOTO_TAGGER_CONFIG"  # environment: the file's layer, instead of config/config.yaml
 
-REPORT_TEMPLATE = CLONE / "config/report/report.html.jinja"
+REPORT = [
+    CLONE / "config/report" / name
+    for name in ("report.html.jinja", "base.html.jinja", "tile.html.jinja", "page.css", "filter.js")
+]
 RECORD_SCHEMA = CLONE / "config/schema/record.schema.json"
-DATA = {"report": [REPORT_TEMPLATE], "check": [RECORD_SCHEMA]}
+DATA = {"report": REPORT, "check": [RECORD_SCHEMA]}
 
 
 @dataclass(frozen=True)
