@@ -81,6 +81,11 @@ class Library:
             raise AssertionError(result.stdout[-3000:] + result.stderr[-6000:])
         return result
 
+    def nothing_to_be_done(self) -> bool:
+        """Whether one more run finds all results up to date."""
+        result = self.snakemake()
+        return "Nothing to be done" in result.stdout + result.stderr
+
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
         """A run in a process group of its own, to be disturbed."""
         self.work.mkdir(parents=True, exist_ok=True)

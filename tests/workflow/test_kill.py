@@ -38,4 +38,4 @@ def test_killed_runs_resume_to_the_same_bytes(undisturbed, tmp_path, seed):
     assert library.promised() == reference.promised()
     leftovers = [p for p in library.results.rglob("*.tmp*") if "logs" not in p.parts]
     assert leftovers == []
-    assert "Nothing to be done" in library.snakemake().stderr
+    assert library.nothing_to_be_done()

@@ -1,0 +1,73 @@
+"""The command line. Heavy modules are imported inside the commands, so that `--help` is quick."""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from phototagger import __version__
+from phototagger.cli import labels, models, run, search, status
+from phototagger.cli.errors import FailedError
+from phototagger.errors import UserError
+
+app = typer.Typer(
+    name="photo-tagger",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Folders of photos in; thumbnails, labels, records, tables and sidecars out. "
+    "Options after -- go to Snakemake.",
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"photo-tagger {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Say which version.")
+    ] = False,
+) -> None:
+    pass
+
+
+app.command("run", help="Tag photos: everything, or just the TARGETs.")(run.run_command(None))
+for _stage, (_help, _) in run.STAGES.items():
+    app.command(_stage, help=_help)(run.run_command(_stage))
+app.command("status")(status.status)
+app.command("search")(search.search)
+app.command("demo", hidden=True)(search.demo)
+app.add_typer(labels.app, name="labels")
+app.add_typer(models.app, name="models")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the console script; always ends in SystemExit: 0 done, 1 failed, 2 usage."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    extras: list[str] = []
+    if "--" in given:
+        cut = given.index("--")
+        given, extras = given[:cut], given[cut + 1 :]
+    try:
+        app(args=given, obj=extras, prog_name="photo-tagger")
+    except FailedError as error:
+        _complain(error, 1)
+    except UserError as error:
+        _complain(error, 2)
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+
+
+def _complain(error: UserError, code: int) -> None:
+    sys.stdout.flush()
+    text = " ".join(str(error).split("\n"))
+    print(f"photo-tagger: {text.encode(errors='backslashreplace').decode()}", file=sys.stderr)
+    raise SystemExit(code)

@@ -1,0 +1,172 @@
+"""What a Snakemake run is doing, from the events that the logger plugin writes."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from phototagger.job import stats_path
+
+
+@dataclass
+class Job:
+    """A job that was started (or, in a dry run, would be)."""
+
+    rule: str
+    shard: str | None
+    log: Path | None
+    reason: str
+    started: float  # seconds since the epoch
+    ended: bool = False
+    failed: bool = False
+
+
+@dataclass
+class Failure:
+    """A job that failed: where to read about it, and its last words."""
+
+    rule: str
+    shard: str | None
+    log: Path | None
+    cause: str
+
+
+@dataclass
+class Stage:
+    """Photos of a stage: done and to do in this run."""
+
+    done: int
+    total: int
+
+
+@dataclass
+class RunState:
+    """Built event by event with `apply`. `shards` is the number of photos of every shard."""
+
+    shards: dict[str, int] = field(default_factory=dict)
+    planned: dict[str, int] = field(default_factory=dict)  # jobs to do, per rule
+    jobs: dict[int, Job] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)  # errors that are not about a job
+
+    def apply(self, event: dict[str, Any]) -> None:
+        kind = event.get("event")
+        if kind == "run_info":
+            jobs = event.get("jobs") or {}
+            self.planned = {rule: count for rule, count in jobs.items() if rule != "total"}
+        elif kind == "job_info":
+            logs = event.get("log") or []
+            self.jobs[event["job"]] = Job(
+                event["rule"],
+                (event.get("wildcards") or {}).get("shard"),
+                Path(logs[0]) if logs else None,
+                event.get("reason") or "",
+                event.get("time", 0.0),
+            )
+        elif kind == "job_finished" and event["job"] in self.jobs:
+            self.jobs[event["job"]].ended = True
+        elif kind == "job_error":
+            self._failed(event)
+        elif kind in ("error", "message") and event.get("message"):
+            self.messages.append(event["message"])
+
+    def _failed(self, event: dict[str, Any]) -> None:
+        logs = event.get("log") or []
+        log = Path(logs[0]) if logs else None
+        job = self.jobs.get(event.get("job"))
+        if job:
+            job.ended = job.failed = True
+        shard = job.shard if job else None
+        cause = last_words(log) if log else "failed without a log"
+        self.failures.append(Failure(event.get("rule") or "?", shard, log, cause))
+
+    def rules(self) -> list[str]:
+        """Rules of this run that have a job per shard."""
+        seen = {job.rule for job in self.jobs.values() if job.shard}
+        return [rule for rule in self.planned if rule in seen]
+
+    def running(self) -> list[Job]:
+        return [job for job in self.jobs.values() if not job.ended]
+
+    def stage(self, rule: str) -> Stage:
+        """Photos of a shard rule, those within running jobs included.
+
+        Which shards are stale is known once their jobs start; until then the total is the mean
+        shard times the number of jobs, which is exact when all are.
+        """
+        photos = {job.shard: self.shards.get(job.shard or "", 0) for job in self._of(rule)}
+        done = sum(self._photos_done(job) for job in self._of(rule))
+        unseen = self.planned.get(rule, 0) - len(photos)
+        others = [count for shard, count in self.shards.items() if shard not in photos]
+        guess = round(unseen * sum(others) / len(others)) if others and unseen > 0 else 0
+        return Stage(done, max(done, sum(photos.values()) + guess))
+
+    def _of(self, rule: str) -> list[Job]:
+        return [job for job in self.jobs.values() if job.rule == rule and job.shard]
+
+    def _photos_done(self, job: Job) -> int:
+        photos = self.shards.get(job.shard or "", 0)
+        if job.ended:
+            return 0 if job.failed else photos
+        return min(photos, live_count(job))
+
+
+def live_count(job: Job) -> int:
+    """Photos that a running job has dealt with, by the counts beside its log; 0 if none yet."""
+    if not job.log:
+        return 0
+    path = stats_path(job.log)
+    try:
+        if path.stat().st_mtime < job.started:  # of an earlier run
+            return 0
+        counts = json.loads(path.read_text("utf-8"))
+        return sum(int(counts[name]) for name in ("computed", "cached", "problems", "skipped"))
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
+def last_words(log: Path) -> str:
+    """The last error in a job's log as one line, else its last line."""
+    try:
+        text = log.read_text("utf-8", errors="backslashreplace")
+    except OSError:
+        return "ended before it could write its log (killed, or out of memory?)"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line.removeprefix("ERROR ") for line in lines if line.startswith("ERROR ")]
+    return (errors or lines or ["ended without a word (killed, or out of memory?)"])[-1]
+
+
+class Follower:
+    """Reads the lines that were added to a file since the last look; half lines wait."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._position = 0
+        self._rest = b""
+
+    def new(self) -> Iterator[dict[str, Any]]:
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._position)
+                content = file.read()
+        except FileNotFoundError:
+            return
+        self._position += len(content)
+        *lines, self._rest = (self._rest + content).split(b"\n")
+        for line in lines:
+            try:
+                yield json.loads(line)
+            except ValueError:
+                continue  # cut off by a full disk or a kill; nothing but the display depends on it
+
+
+def plain_error(message: str) -> str:
+    """A Snakemake error as one line: a UserError's own words, else all but the traceback."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith('File "')]
+    if not lines:
+        return "failed without a message"
+    if "UserError in " in lines[0]:
+        return lines[1] if len(lines) > 1 else lines[0]
+    return " ".join(lines)

@@ -1,0 +1,271 @@
+"""`run` and the stage commands: settings in, Snakemake as a child, progress and a summary out."""
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import typer
+
+from phototagger import names
+from phototagger.cli import options as o
+from phototagger.cli.child import locked, run_child
+from phototagger.cli.errors import FailedError
+from phototagger.cli.events import Follower, RunState, plain_error
+from phototagger.cli.settings import (
+    OVERRIDES,
+    SNAKEFILE,
+    TARGETS,
+    Settings,
+    from_options,
+    preflight,
+    remember,
+    remembered,
+    split_arguments,
+)
+from phototagger.config import CLONE
+from phototagger.errors import UserError
+
+INDEX = Path("results/plan/index.json")
+EVENTS = Path("results/logs/events.jsonl")
+CONSOLE = Path("results/logs/snakemake.log")
+
+STAGES = {
+    "scan": ("Find the photos and plan the work.", None),  # happens before there are targets
+    "thumbs": ("Read every photo once: metadata and thumbnail.", TARGETS["thumbs"]),
+    "embed": ("Embed the photos with the CLIP model.", TARGETS["embed"]),
+    "score": ("Score the photos against the labels.", TARGETS["score"]),
+    "medoids": ("Find the photo that stands for each folder.", TARGETS["medoids"]),
+    "export": ("Write results/tags.csv.", TARGETS["export"]),
+    "sidecars": ("Propose XMP sidecars below results/sidecars.", TARGETS["sidecars"]),
+}
+
+
+@dataclass
+class Request:
+    """What one command asks for; the current directory is the work directory already."""
+
+    settings: Settings
+    targets: list[str]
+    cores: int | None = None
+    extras: list[str] = field(default_factory=list)  # Snakemake's own options
+
+
+def run_command(stage: str | None) -> Callable[..., None]:
+    """The Typer command for a stage, or for `run` (None)."""
+
+    def command(
+        context: typer.Context,
+        photos: o.Photos = None,
+        workdir: o.Workdir = Path(),
+        recursive: o.Recursive = None,
+        labels: o.Labels = None,
+        clip_model: o.ClipModel = None,
+        threshold: o.Threshold = None,
+        topk: o.Topk = None,
+        max_images: o.MaxImages = None,
+        cores: o.Cores = None,
+        config_file: o.ConfigFile = None,
+        assignments: o.Assignments = None,
+        dry_run: o.DryRun = False,
+        target: o.Targets = None,
+    ) -> None:
+        found, targets = split_arguments(photos or ())
+        if target:
+            targets += [TARGETS.get(name, name) for name in target]
+        if stage and STAGES[stage][1]:
+            targets.append(STAGES[stage][1])
+        given = from_options(
+            {
+                "photos.recursive": recursive,
+                "labels.path": labels,
+                "clip.model": clip_model,
+                "score.threshold": threshold,
+                "score.topk": topk,
+                "photos.max_images": max_images,
+            },
+            assignments or (),
+            found,
+            config_file,
+        )
+        enter(workdir)
+        settings = recall(given)
+        request = Request(settings, targets, cores, list(context.obj or ()))
+        if dry_run:
+            from phototagger.cli.status import show_status
+
+            show_status(request)
+            return
+        keep = bool(given.roots) or settings is not given
+        if stage == "scan":
+            scan(settings, keep)
+            return
+        execute(request, keep)
+
+    return command
+
+
+def enter(workdir: Path) -> None:
+    """Make the work directory the current one."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        os.chdir(workdir)
+    except OSError as error:
+        raise UserError(f"--workdir {workdir}: cannot be used ({error.strerror})") from error
+
+
+def recall(given: Settings) -> Settings:
+    """The given settings; without PHOTOS, on top of those the last run here was given."""
+    if given.roots:
+        return given
+    before = remembered()
+    if not before:
+        return given
+    roots = ", ".join(before.roots or ())
+    print(f"photos: {roots} (as in the last run here)", file=sys.stderr)
+    return given.over(before)
+
+
+def execute(request: Request, keep: bool) -> None:
+    """Run Snakemake to the targets and tell what happened; raises FailedError if it failed.
+
+    With `keep` the settings are remembered for later commands in this work directory.
+    """
+    preflight(request.settings, child_environment(request.settings))
+    started = time.time()
+    with locked() as lock:
+        if keep:
+            remember(request.settings)
+        environment = request.settings.environment(OVERRIDES)
+        EVENTS.parent.mkdir(parents=True, exist_ok=True)
+        EVENTS.unlink(missing_ok=True)
+        watch = Watch()
+        try:
+            status, stopped = run_child(
+                snakemake(request, EVENTS), environment, CONSOLE, lock, watch.tick
+            )
+        finally:
+            watch.close()
+    watch.conclude(status, stopped, started, everything=not request.targets)
+
+
+def scan(settings: Settings, keep: bool) -> None:
+    """Make the plan, as Snakemake does before anything else, and say how many photos there are."""
+    from phototagger.workflow import prepare
+
+    preflight(settings, child_environment(settings))
+    with locked():
+        if keep:
+            remember(settings)
+        os.environ.update(settings.environment(OVERRIDES))
+        plan = prepare({}, main=True)
+    photos = sum(shard.photos for shard in plan.shards)
+    print(f"{photos:,} photos, {len(plan.shards):,} jobs per stage: {INDEX.parent.absolute()}")
+
+
+def child_environment(settings: Settings) -> dict[str, str]:
+    """Our environment, with the file that --config-file named."""
+    named = {"PHOTO_TAGGER_CONFIG": settings.config_file} if settings.config_file else {}
+    return {**os.environ, **named}
+
+
+def snakemake(request: Request, events: Path, *flags: str) -> list[str]:
+    """The command line; extras come last, so that they win.
+
+    --nolock: our own lock is held (see `child`), and needs no unlocking after a kill.
+    """
+    return [
+        *(sys.executable, "-P", "-m", "snakemake", "--snakefile", str(SNAKEFILE)),
+        *("--workflow-profile", str(CLONE / "profiles/default")),
+        *("--cores", str(request.cores or "all")),
+        *("--logger", "phototagger", "--logger-phototagger-path", str(events)),
+        *flags,
+        "--nolock",
+        *request.targets,
+        *request.extras,
+    ]
+
+
+def dry_run(request: Request) -> tuple[int, RunState]:
+    """What Snakemake would do: its exit status and the RunState after a dry run."""
+    with tempfile.TemporaryDirectory(prefix="photo-tagger-") as folder:
+        events = Path(folder, "events.jsonl")
+        environment = request.settings.environment(Path(folder, "overrides.json"))
+        command = snakemake(request, events, "--dry-run")
+        status, _ = run_child(command, environment, Path(folder, "log"), None, lambda _: None)
+        state = RunState(read_shards())
+        for event in Follower(events).new():
+            state.apply(event)
+    return status, state
+
+
+def read_shards() -> dict[str, int]:
+    """Photos of every shard of the plan; empty if there is none yet."""
+    from phototagger.plan import read_index
+
+    try:
+        shards, _ = read_index(INDEX)
+    except FileNotFoundError:
+        return {}
+    return {shard.name: shard.photos for shard in shards}
+
+
+class Watch:
+    """Follows a run's events and shows its progress."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        from phototagger.cli.progress import display
+
+        self._console = Console()
+        self._state = RunState()
+        self._stopping = False
+        self._follower = Follower(EVENTS)
+        self._display = display(self._console)
+
+    def tick(self, stopping: bool) -> None:
+        if stopping:  # jobs that we interrupt are no failures
+            if not self._stopping:
+                self._console.print("stopping", highlight=False)
+            self._stopping = True
+            return
+        for event in self._follower.new():
+            if not self._state.shards or event.get("event") == "run_info":
+                self._state.shards = read_shards()
+            self._state.apply(event)
+        self._display.update(self._state)
+
+    def close(self) -> None:
+        self._display.close()
+
+    def conclude(self, status: int, stopped: bool, started: float, everything: bool) -> None:
+        """Print the summary, or raise FailedError with the reason."""
+        from phototagger.cli.summary import show_summary
+
+        if stopped and status:
+            raise FailedError("stopped; what is done is kept, and the next run goes on from there")
+        if status == 0:
+            if not self._state.planned:
+                photos = sum(read_shards().values())
+                self._console.print(f"Everything is up to date: {photos:,} photos.")
+            show_summary(self._console, started, everything)
+            return
+        show_summary(self._console, started, everything=False)
+        failures = self._state.failures
+        if failures:
+            jobs = "1 job" if len(failures) == 1 else f"{len(failures)} jobs"
+            raise FailedError(f"{jobs} failed, see above; what is done is kept")
+        if self._state.messages:
+            raise FailedError(plain_error(self._state.messages[-1]))
+        raise FailedError(f"Snakemake: {_tail(CONSOLE)} (status {status}, log: {CONSOLE})")
+
+
+def _tail(path: Path) -> str:
+    lines = path.read_text("utf-8", errors="backslashreplace").split("\n")
+    return next(
+        (names.encode(line.strip()) for line in reversed(lines) if line.strip()), "no output"
+    )

@@ -1,0 +1,152 @@
+"""The command line's layer of the configuration, and what a work directory remembers of it."""
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from phototagger import names
+from phototagger.config import CLONE, load, merge, parse_set
+from phototagger.errors import UserError
+from phototagger.files import write_atomic
+
+COMMAND = Path(
+    "results/plan/command.json"
+)  # settings of the last run, relative to the work directory
+OVERRIDES = Path("results/plan/overrides.json")  # the same for the Snakefile
+SNAKEFILE = CLONE / "Snakefile"
+
+# What a person calls a stage, and the target that is all of it.
+TARGETS = {
+    "thumbs": "thumbs_all",
+    "embed": "embed_all",
+    "score": "score_all",
+    "sidecars": "sidecars_all",
+    "medoids": "results/folder_medoids.csv",
+    "export": "results/tags.csv",
+}
+
+
+@dataclass
+class Settings:
+    """What was given on the command line; all paths absolute."""
+
+    config: dict[str, Any] = field(default_factory=dict)  # nested, as in config.yaml
+    roots: list[str] | None = None  # encoded (see `names`); None = as configured
+    config_file: str | None = None
+
+    def over(self, lower: "Settings") -> "Settings":
+        """These settings on top of remembered ones."""
+        return Settings(
+            merge(lower.config, self.config),
+            self.roots if self.roots is not None else lower.roots,
+            self.config_file or lower.config_file,
+        )
+
+    def environment(self, overrides: Path) -> dict[str, str]:
+        """The environment in which Snakemake finds these settings; writes `overrides`."""
+        content = {"config": self.config, "roots": self.roots}
+        write_atomic(overrides, json.dumps(content, indent=1) + "\n")
+        environment = dict(os.environ)
+        environment["PHOTO_TAGGER_OVERRIDES"] = str(overrides.absolute())
+        if self.config_file:
+            environment["PHOTO_TAGGER_CONFIG"] = self.config_file
+        return environment
+
+
+def from_options(
+    options: Mapping[str, Any],
+    assignments: Sequence[str],
+    photos: Sequence[str],
+    config_file: Path | None,
+) -> Settings:
+    """Settings from options by dotted key (None = not given), then KEY=VALUE assignments.
+
+    Relative paths are relative to the current folder.
+    """
+    config: dict[str, Any] = {}
+    for key, value in options.items():
+        if value is not None:
+            section, name = key.split(".")
+            config = merge(config, {section: {name: value}})
+    for assignment in assignments:
+        config = merge(config, parse_set(assignment))
+    labels = config.get("labels", {}).get("path")
+    if labels and Path(labels).exists():
+        config["labels"]["path"] = str(Path(labels).absolute())
+    if config_file and not config_file.is_file():
+        raise UserError(f"{config_file}: no such file; name a YAML file with --config-file")
+    roots = [names.encode(os.path.abspath(photo)) for photo in photos]
+    return Settings(config, roots or None, str(config_file.absolute()) if config_file else None)
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Arguments as photos (paths that exist) and targets (files below results/, rules, stages).
+
+    Raises UserError for one that is neither.
+    """
+    photos, targets = [], []
+    for argument in arguments:
+        if argument.startswith("results/"):
+            targets.append(argument)
+        elif Path(argument).exists():
+            photos.append(argument)
+        elif argument in TARGETS or argument in rules():
+            targets.append(TARGETS.get(argument, argument))
+        else:
+            raise UserError(
+                f"{names.encode(argument)}: no such folder or photo, and no target; targets are "
+                f"{', '.join(sorted({*TARGETS, *rules()}))} and files below results/"
+            )
+    return photos, targets
+
+
+def rules() -> list[str]:
+    """Rules that can be a target: those without a wildcard."""
+    try:
+        text = SNAKEFILE.read_text("utf-8")
+    except OSError as error:
+        raise UserError(f"{SNAKEFILE}: cannot be read ({error}); reinstall photo-tagger") from error
+    found = re.findall(r"^(?:rule|checkpoint)\s+(\w+)\s*:(.*?)(?=^\S|\Z)", text, re.M | re.S)
+    return [name for name, body in found if "{wildcards.shard}" not in body]
+
+
+def remembered() -> Settings | None:
+    """The settings of the last run in the current (= work) directory."""
+    try:
+        content = json.loads(COMMAND.read_text("utf-8"))
+        return Settings(content["config"], content["roots"], content["config_file"])
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{COMMAND}: is not what a run left there ({error}); name PHOTOS again"
+        ) from error
+
+
+def remember(settings: Settings) -> None:
+    content = {
+        "config": settings.config,
+        "roots": settings.roots,
+        "config_file": settings.config_file,
+    }
+    write_atomic(COMMAND, json.dumps(content, indent=1) + "\n")
+
+
+def preflight(settings: Settings, environment: Mapping[str, str]) -> None:
+    """Raise UserError for what is wrong with the settings, before anything is started.
+
+    Covers the configuration, the CLIP model and its weights, the labels, and missing roots.
+    """
+    from phototagger import labels, models, workflow
+    from phototagger.plan import resolve_roots
+
+    config = load(workflow.config_file(environment), environment, settings.config)
+    roots = [names.decode(root) for root in settings.roots or ()] or config.photos.roots
+    resolve_roots(roots, Path.cwd())
+    labels.load_pack(workflow.find_labels(config.labels.path))
+    card = models.card(config.clip.model)
+    models.weights_digest(card.name, models.default_models_dir(config.clip.models_dir))

@@ -1,0 +1,208 @@
+"""Events to photos: the state of a run, its display, and reasons in words."""
+
+import io
+import json
+import os
+from pathlib import Path
+
+from rich.console import Console
+
+from phototagger.cli.events import (
+    Failure,
+    Follower,
+    Job,
+    RunState,
+    Stage,
+    last_words,
+    live_count,
+    plain_error,
+)
+from phototagger.cli.progress import Bars, Lines
+from phototagger.cli.status import Words, rows
+from phototagger.cli.summary import count_problems, show_summary, top_labels
+
+SHARDS = {"a": 10, "b": 20, "c": 60}
+
+
+def info(job: int, shard: str | None, rule: str = "thumbs", log: Path | None = None) -> dict:
+    wildcards = {"shard": shard} if shard else {}
+    logs = [str(log)] if log else []
+    return {
+        "event": "job_info",
+        "job": job,
+        "rule": rule,
+        "wildcards": wildcards,
+        "log": logs,
+        "reason": "Missing output files: x",
+        "time": 100.0,
+    }
+
+
+def state_of(*events: dict, jobs: int = 3) -> RunState:
+    state = RunState(dict(SHARDS))
+    for event in [{"event": "run_info", "jobs": {"thumbs": jobs, "total": jobs}}, *events]:
+        state.apply(event)
+    return state
+
+
+def test_all_shards_stale_is_all_photos():
+    assert state_of().stage("thumbs") == Stage(0, 90)
+
+
+def test_some_shards_stale_is_guessed_until_they_start():
+    assert state_of(jobs=2).stage("thumbs") == Stage(0, 60)
+    assert state_of(info(1, "a"), jobs=2).stage("thumbs") == Stage(0, 10 + 40)
+    assert state_of(info(1, "a"), info(2, "b"), jobs=2).stage("thumbs") == Stage(0, 30)
+
+
+def test_finished_jobs_are_done_and_failed_ones_are_not(tmp_path):
+    log = tmp_path / "b.log"
+    log.write_text("INFO began\nERROR no light\nTraceback\n")
+    state = state_of(
+        info(1, "a"),
+        {"event": "job_finished", "job": 1},
+        info(2, "b", log=log),
+        {"event": "job_error", "job": 2, "rule": "thumbs", "log": [str(log)]},
+    )
+    assert state.stage("thumbs") == Stage(10, 90)
+    assert state.failures == [Failure("thumbs", "b", log, "no light")]
+    assert state.running() == []
+
+
+def test_running_jobs_count_their_photos(tmp_path):
+    log = tmp_path / "c.log"
+    counts = {"computed": 5, "cached": 2, "problems": 1, "skipped": 0, "photos": 60}
+    (tmp_path / "c.json").write_text(json.dumps(counts))
+    assert state_of(info(1, "c", log=log)).stage("thumbs") == Stage(8, 90)
+    os.utime(tmp_path / "c.json", (50, 50))  # left by an earlier run
+    assert state_of(info(1, "c", log=log)).stage("thumbs") == Stage(0, 90)
+
+
+def test_live_counts_may_be_missing_or_odd(tmp_path):
+    job = Job("thumbs", "a", tmp_path / "a.log", "", 0.0)
+    assert live_count(job) == 0
+    (tmp_path / "a.json").write_text("[]")
+    assert live_count(job) == 0
+
+
+def test_last_words(tmp_path):
+    log = tmp_path / "x.log"
+    assert "killed" in last_words(log)
+    log.write_text("")
+    assert "killed" in last_words(log)
+    log.write_text("one\nValueError: two\n")
+    assert last_words(log) == "ValueError: two"
+    log.write_text("ERROR first\nERROR a.tsv: cause; way out\nlater\n")
+    assert last_words(log) == "a.tsv: cause; way out"
+
+
+def test_plain_error_drops_the_traceback():
+    mistake = 'UserError in file "/x/Snakefile", line 5:\nmodel: unknown\n  File "/x", line 5, in y'
+    assert plain_error(mistake) == "model: unknown"
+    assert plain_error("WorkflowError:\nTwo\nlines") == "WorkflowError: Two lines"
+
+
+def test_a_follower_waits_for_the_rest_of_a_line(tmp_path):
+    path = tmp_path / "events.jsonl"
+    follower = Follower(path)
+    assert list(follower.new()) == []
+    path.write_text('{"event": "a"}\n{"eve')
+    assert list(follower.new()) == [{"event": "a"}]
+    with path.open("a") as file:
+        file.write('nt": "b"}\nnot json\n{"event": "c"}\n')
+    assert list(follower.new()) == [{"event": "b"}, {"event": "c"}]
+
+
+# ----------------------------------------------------------------------------------------- display
+
+
+def test_lines_are_few_without_a_terminal():
+    output = io.StringIO()
+    lines = Lines(Console(file=output), interval=1000)
+    state = state_of(info(1, "a"), info(2, "b"), info(3, "c"))
+    lines.update(state)
+    for job in (1, 2, 3):
+        state.apply({"event": "job_finished", "job": job})
+        lines.update(state)
+        lines.update(state)
+    assert output.getvalue().splitlines() == [
+        "thumbs: 10 of 90 photos",
+        "thumbs: 90 of 90 photos",
+    ]
+
+
+def test_failures_are_printed_once():
+    output = io.StringIO()
+    lines = Lines(Console(file=output))
+    state = state_of()
+    state.failures.append(Failure("embed", "a", Path("l.log"), "[bold] cause"))
+    lines.update(state)
+    lines.update(state)
+    assert output.getvalue() == "failed: embed, shard a: [bold] cause (log: l.log)\n"
+
+
+def test_bars_count_photos_on_a_terminal():
+    output = io.StringIO()
+    bars = Bars(Console(file=output, force_terminal=True, width=90))
+    state = state_of(info(1, "a"))
+    state.apply({"event": "job_finished", "job": 1})
+    bars.update(state)
+    bars.close()
+    assert "10/90" in output.getvalue()
+
+
+# ---------------------------------------------------------------------------------- end and status
+
+
+def test_summary_counts_labels_and_problems(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    results = tmp_path / "results"
+    results.mkdir()
+    records = [["cat", "sofa"], ["cat"], [], ["sofa", "boat"]]
+    lines = [json.dumps({"over_threshold": [{"label": x} for x in labels]}) for labels in records]
+    (results / "records.jsonl").write_text("\n".join(lines) + "\n")
+    (results / "problems.csv").write_text('rel_path,message\na.jpg,"two\nlines"\n')
+    (results / "tags.csv").touch()
+    assert top_labels(results / "records.jsonl", 2) == [("cat", 2), ("sofa", 2)]
+    assert count_problems(results / "problems.csv") == 1
+    assert count_problems(results / "none.csv") == 0
+    output = io.StringIO()
+    show_summary(Console(file=output), 0.0, everything=True)
+    shown = output.getvalue()
+    assert "Top labels: cat (2), sofa (2), boat (1)" in shown
+    assert f"one row per photo:      {results / 'tags.csv'}" in shown
+    assert "report.html" not in shown
+    assert "1 photo with problems:" in shown
+
+
+def test_reasons_are_put_into_words():
+    frozen = {
+        "facts": {"model_digest": "m0", "pack": "p0", "roots": "r0"},
+        "threshold": 0.31,
+        "config": {"score": {"topk": 7}, "thumbs": {"size": 512}},
+    }
+    words = Words(frozen, {"d0": "a"})
+    params = "Params have changed since last execution: Union of ...: before: {} now: {} "
+
+    def said(reason: str) -> set[str]:
+        return words.reasons(reason)
+
+    assert said("Missing output files: a; Input files updated by another job") == {"not done yet"}
+    assert said("Input files updated by another job: b") == {"follows from an earlier stage"}
+    assert said(params.format("'d9'", "'d0'")) == {"photos were added, changed or removed"}
+    assert said(params.format("5,'m1'", "7,'m0'")) == {
+        "score.topk changed",
+        "the CLIP model changed",
+    }
+    assert said(params.format("0.2", "0.31")) == {"score.threshold changed"}
+    assert said(params.format("'x'", "'y'")) == {"the program or its settings changed"}
+    assert said("something new") == {"something new"}
+
+
+def test_status_counts_photos_of_stale_shards():
+    state = state_of(info(1, "a"), info(2, "c"), info(3, None, "export"), info(4, None, "all"))
+    assert rows(state, Words({}, {}))[:2] == [
+        ("thumbs", "20 of 90", "not done yet"),
+        ("embed", "90 of 90", "-"),
+    ]
+    assert rows(state, Words({}, {}))[5:] == [("export", "", "not done yet")]
