@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -66,6 +67,9 @@ def prune(shards: Iterable[str], results: Path = Path("results")) -> int:
     gone += [path for path in _files(results) if _TEMPORARY.match(path.name)]
     for path in gone:
         path.unlink(missing_ok=True)
+    for path in results.glob(".*.tmp"):  # folders that were being filled
+        if _TEMPORARY.fullmatch(path.name) and path.is_dir():
+            shutil.rmtree(path)
     manifests = list((results / "sidecars-manifest").glob("*.tsv"))
     return len(gone) + prune_sidecars(results / "sidecars", manifests)
 

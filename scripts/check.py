@@ -1,0 +1,345 @@
+"""Rule `check`: prove that every planned photo is accounted for, and that the results agree.
+
+What is proven, reading every file once, side by side, in path order:
+
+* the listings are those of the plan: their digests and counts are the index's
+* every planned photo is in `records.jsonl` or in `problems.csv`, once, and nothing else is; so for
+  every stage: photos in = done + skipped (quarantined before) + quarantined
+* every record satisfies its schema, its scores are numbers and descend, its ranks count up
+* `tags.csv` has the records' rows, in their order, with this run's run_id
+* every folder with records has one medoid, which is a photo of that folder
+* the sidecars' manifests list the photos that have something to write, and no other
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from phototagger import names
+from phototagger.errors import UserError
+from phototagger.files import write_atomic
+from phototagger.job import Stats, job
+from phototagger.manifest import read_manifest
+from phototagger.plan import Photo, digest, read_index, read_listing
+from phototagger.problems import KINDS
+from phototagger.records import (
+    SCHEMA,
+    STAGES,
+    TAG_COLUMNS,
+    ProblemRow,
+    load_validator,
+    read_csv,
+    read_medoids,
+    read_problems,
+    read_records,
+    tag_fields,
+)
+from phototagger.xmp import sidecar_values
+
+NAMED = 5  # discrepancies named in the message
+_LONGEST_NAME = 255 - len(".xmp")  # bytes of a file name that has room for a sidecar beside it
+_LONGEST_PATH = 3000  # bytes; beyond it a sidecar may not fit below the work directory
+
+
+class Discrepancies:
+    """The first few things that do not agree, and how many there are."""
+
+    def __init__(self) -> None:
+        self.named: list[str] = []
+        self.count = 0
+
+    def add(self, text: str) -> None:
+        self.count += 1
+        if len(self.named) < NAMED:
+            self.named.append(text)
+
+    def error(self) -> UserError:
+        more = f" and {self.count - len(self.named)} more" if self.count > len(self.named) else ""
+        return UserError(
+            f"the results do not add up: {'; '.join(self.named)}{more}. Delete the files named, "
+            "or results/records and results/problems to make all of them anew, and run again"
+        )
+
+
+def check(
+    index: Path,
+    records: Path,
+    problems: Path,
+    tags: Path,
+    medoids: Path,
+    output: Path,
+    *,
+    manifests: Sequence[Path] | None = None,
+    schema: Path = SCHEMA,
+    stats: Stats | None = None,
+) -> None:
+    """Prove what the module's docstring says and write the counts.
+
+    `index` is `index.json` of the plan, with the listings in `shards/` beside it. If `manifests` is
+    None, sidecars are not looked at.
+
+    Raises UserError that names the first discrepancies; nothing is written then.
+    """
+    stats = stats or Stats()
+    found = Discrepancies()
+    shards, run_id = read_index(index)
+    planned = _planned(index, found)
+    audit = _Audit(found, tags, medoids, manifests, load_validator(schema), run_id)
+    quarantined: Counter[str] = Counter()
+
+    record_rows, problem_rows = read_records(records), read_problems(problems)
+    record, problem = next(record_rows, None), next(problem_rows, None)
+    for photo in planned:
+        stats.photos += 1
+        stats.progress()
+        if record is not None and record.get("rel_path") == photo.rel_path:
+            audit.record(record)
+            record = next(record_rows, None)
+        elif problem is not None and problem.rel_path == photo.rel_path:
+            _check_problem(problem, found)
+            quarantined[problem.stage] += 1
+            problem = next(problem_rows, None)
+        else:
+            raise _diagnosis(index, records, problems)
+    if record is not None or problem is not None:
+        raise _diagnosis(index, records, problems)
+    audit.finish()
+    if found.count:
+        raise found.error()
+
+    counts = {
+        "folders": len(audit.folders),
+        "keywords": audit.keywords,
+        "ok": True,
+        "photos": stats.photos,
+        "problems": quarantined.total(),
+        "records": audit.count,
+        "run_id": run_id,
+        "shards": len(shards),
+        "sidecars": audit.sidecars,
+        "stages": ledger(stats.photos, quarantined),
+    }
+    write_atomic(output, json.dumps(counts, indent=1, sort_keys=True) + "\n")
+    stats.computed, stats.skipped = audit.count, quarantined.total()
+
+
+def ledger(photos: int, quarantined: Counter[str]) -> dict[str, dict[str, int]]:
+    """Per stage how many photos came in, were done, skipped (quarantined before), quarantined."""
+    stages, skipped = {}, 0
+    for stage in (*STAGES, "score", "record"):
+        here = quarantined[stage]
+        stages[stage] = {
+            "in": photos,
+            "done": photos - skipped - here,
+            "skipped": skipped,
+            "quarantined": here,
+        }
+        skipped += here
+    return stages
+
+
+# ----------------------------------------------------------------------------------------- plan
+
+
+def _planned(index: Path, found: Discrepancies) -> Iterator[Photo]:
+    for shard in read_index(index)[0]:
+        listing = index.parent / "shards" / f"{shard.name}.tsv"
+        try:
+            content = listing.read_bytes()
+            photos = read_listing(listing)
+        except (FileNotFoundError, ValueError) as error:
+            raise UserError(
+                f"{listing}: not a listing ({error}); run again to plan anew"
+            ) from error
+        if digest(content) != shard.digest or len(photos) != shard.photos:
+            found.add(f"{listing}: not the listing of the plan, which changed meanwhile")
+        yield from photos
+
+
+def _diagnosis(index: Path, records: Path, problems: Path) -> UserError:
+    """Name the photos that are missing, doubled or unknown; needs all names in memory.
+
+    Nothing else is named: what else differs mostly follows from it.
+    """
+    found = Discrepancies()
+    in_plan = Counter(photo.rel_path for photo in _planned(index, found))
+    in_records = Counter(str(record.get("rel_path")) for record in read_records(records))
+    in_problems = Counter(row.rel_path for row in read_problems(problems))
+    for rel_path, times in in_plan.items():
+        if times > 1:
+            found.add(f"{rel_path}: {times} times in the plan")
+        if rel_path in in_records and rel_path in in_problems:
+            found.add(f"{rel_path}: in {records} and in {problems}")
+        if rel_path not in in_records and rel_path not in in_problems:
+            found.add(f"{rel_path}: planned, but neither in {records} nor in {problems}")
+    for path, listed in ((records, in_records), (problems, in_problems)):
+        for rel_path, times in listed.items():
+            if times > 1:
+                found.add(f"{path}: {rel_path}: {times} times")
+            if rel_path not in in_plan:
+                found.add(f"{path}: {rel_path}: not in the plan")
+    if not found.count:
+        found.add(f"{records} or {problems}: not in the order of the plan")
+    return found.error()
+
+
+def _check_problem(row: ProblemRow, found: Discrepancies) -> None:
+    if row.stage not in STAGES:
+        found.add(f"problems: {row.rel_path}: unknown stage {row.stage!r}")
+    if row.kind not in KINDS or not row.what_to_do:
+        found.add(f"problems: {row.rel_path}: unknown kind {row.kind!r}, or no way out")
+
+
+# -------------------------------------------------------------------------------------- records
+
+
+class _Audit:
+    """Checks records one at a time, and beside each its row in the files made from it."""
+
+    def __init__(
+        self,
+        found: Discrepancies,
+        tags: Path,
+        medoids: Path,
+        manifests: Sequence[Path] | None,
+        problem_of: Callable[[dict[str, Any]], str | None],
+        run_id: str,
+    ):
+        self.found = found
+        self.count = 0
+        self.keywords = 0  # records that have one
+        self.sidecars = 0
+        self.folders: set[str] = set()
+        self._problem_of = problem_of
+        self._run_id = run_id
+        self._tags_path, self._tags = tags, read_csv(tags, TAG_COLUMNS)
+        self._tags_in_step = True
+        self._medoids_path, self._medoids = medoids, self._read_medoids(medoids)
+        self._medoids_found: set[str] = set()
+        self._manifests = None if manifests is None else _rel_paths(manifests)
+        self._sidecar = next(self._manifests, None) if self._manifests else None
+        self._without_sidecar: list[str] = []
+
+    def _read_medoids(self, path: Path) -> dict[str, str]:
+        medoids: dict[str, str] = {}
+        for folder, rel_path, cosine in read_medoids(path):
+            if folder in medoids:
+                self.found.add(f"{path}: folder {folder} has two medoids")
+            if not -1 <= cosine <= 1:  # also if it is no number
+                self.found.add(f"{path}: folder {folder}: the cosine is {cosine}")
+            medoids[folder] = rel_path
+        return medoids
+
+    def record(self, record: dict[str, Any]) -> None:
+        self.count += 1
+        rel_path = record["rel_path"]
+        folder = names.folder_of(rel_path)
+        self.folders.add(folder)
+        if self._medoids.get(folder) == rel_path:
+            self._medoids_found.add(folder)
+        if problem := self._problem_of(record) or contradiction(record):
+            self.found.add(f"records: {rel_path}: {problem}")
+            next(self._tags, None)
+            return
+        self._check_tags(record)
+        self.keywords += bool(record["keywords"])
+        # a keyword always makes a sidecar; the long way round only for records without
+        if self._manifests and (record["keywords"] or sidecar_values(record)):
+            if self._sidecar == rel_path:
+                self.sidecars += 1
+                self._sidecar = next(self._manifests, None)
+            else:
+                self._without_sidecar.append(rel_path)
+
+    def _check_tags(self, record: dict[str, Any]) -> None:
+        if not self._tags_in_step:
+            return
+        row = next(self._tags, None)
+        if row is None:
+            self.found.add(f"{self._tags_path}: {record['rel_path']}: no row")
+            return
+        values = dict(zip(TAG_COLUMNS, row, strict=True))
+        expected = [*tag_fields(record), self._run_id, record["models"]["clip"]]
+        columns = [*TAG_COLUMNS[1:8], "run_id", "model_name"]
+        for column, value in zip(columns, expected, strict=True):
+            if values[column] != value:
+                self.found.add(
+                    f"{self._tags_path}: {record['rel_path']}: {column} is {values[column]!r}, "
+                    f"but {value!r} by its record"
+                )
+                if column == "rel_path":
+                    self._tags = iter(())  # all that follow would be off as well
+                    self._tags_in_step = False
+                return
+
+    def finish(self) -> None:
+        for row in self._tags:
+            self.found.add(f"{self._tags_path}: {row[1]}: a row without a record")
+        for folder in sorted(self.folders - self._medoids.keys()):
+            self.found.add(f"{self._medoids_path}: folder {folder} has no medoid")
+        for folder in sorted(self._medoids.keys() - self._medoids_found):
+            rel_path = self._medoids[folder]
+            self.found.add(f"{self._medoids_path}: {rel_path}: not a record of folder {folder}")
+        if self._sidecar is not None:
+            self.found.add(f"sidecars: {self._sidecar}: listed, but there is nothing to write")
+        for rel_path in self._without_sidecar:
+            if not self._has_no_place(rel_path):
+                self.found.add(f"sidecars: {rel_path}: not in the manifest of its shard")
+
+    def _has_no_place(self, rel_path: str) -> bool:
+        """Whether the file system may have no place for the photo's sidecar.
+
+        Its name is too long, or a folder of photos has the name of a sidecar.
+        """
+        real = os.fsencode(names.decode(rel_path))
+        return (
+            len(real.rpartition(b"/")[2]) > _LONGEST_NAME
+            or len(real) > _LONGEST_PATH
+            or ".xmp/" in rel_path
+            or any(f"{folder}/".startswith(f"{rel_path}.xmp/") for folder in self.folders)
+        )
+
+
+def contradiction(record: dict[str, Any]) -> str | None:
+    """What is wrong with a record that satisfies its schema, or None."""
+    for name in ("labels", "over_threshold"):
+        cosines = [score["cosine"] for score in record[name]]
+        if any(first < second for first, second in pairwise(cosines)):
+            return f"{name} are not sorted from best to worst"
+    labels = {score["label"]: score for score in record["over_threshold"]}
+    for score in record["labels"]:
+        if labels.get(score["label"], score) != score:
+            return f"{score['label']} has two scores"
+    for rank, keyword in enumerate(record["keywords"], 1):
+        if keyword["rank"] != rank:
+            return f"keyword {keyword['keyword']} has rank {keyword['rank']} instead of {rank}"
+        if keyword["path"][-1] != keyword["keyword"]:
+            return f"keyword {keyword['keyword']} is not the last of its path"
+    scores = [keyword["score"] for keyword in record["keywords"]]
+    if Counter(scores) - Counter(score["cosine"] for score in record["over_threshold"]):
+        return "a keyword has a score that no label has"
+    return None
+
+
+def _rel_paths(manifests: Sequence[Path]) -> Iterator[str]:
+    for path in manifests:
+        yield from read_manifest(path)
+
+
+if __name__ == "__main__":
+    with job(snakemake) as stats:
+        manifests = [Path(path) for path in snakemake.input.get("manifests", [])]
+        check(
+            Path(snakemake.input.index),
+            Path(snakemake.input.records),
+            Path(snakemake.input.problems),
+            Path(snakemake.input.tags),
+            Path(snakemake.input.medoids),
+            Path(snakemake.output.report),
+            manifests=manifests or None,
+            stats=stats,
+        )

@@ -1,0 +1,340 @@
+"""Rule `summary`: the library in Markdown, whole and folder by folder.
+
+`results/folders/<folder>/` is what can be handed over of a folder: `summary.md`, `records.jsonl`
+and `medoid.jpg`, a copy of its medoid's thumbnail, so that pictures show wherever the results and
+the cache are. Photos in the root itself are the folder `_root_`. Records are streamed: what is kept
+in memory grows with the number of folders, not of photos.
+"""
+
+import heapq
+import re
+import shutil
+import uuid
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote_from_bytes
+
+from phototagger import names
+from phototagger.files import open_atomic
+from phototagger.job import Stats, job
+from phototagger.machine import Machine
+from phototagger.plan import sort_key
+from phototagger.problems import KINDS
+from phototagger.records import ProblemRow, read_lines, read_medoids, read_problems
+
+KEYWORDS = 30  # most frequent keywords listed
+HIGHLIGHTS = 5  # photos listed per folder, those with the strongest label
+NAMED_PROBLEMS = 20  # quarantined photos named per folder
+PICTURES = 24  # folders shown with a picture in the whole summary, those with most photos
+FREQUENT = 3  # keywords per row of the table of folders
+
+ROOT = "_root_"
+# Folders with the names of our files get an underscore more, and so do those that have one already.
+_RESERVED = re.compile(
+    r"(?:_root_|summary\.md|records\.jsonl|medoid\.jpg|\.snakemake_timestamp)_*", re.IGNORECASE
+)
+_MARKUP = re.compile(r"[\\`*\[\]<>|~&$]|(?<![^\W_])_|_(?![^\W_])")  # inside words _ is just text
+
+
+@dataclass
+class Folder:
+    """What the summary says of a folder's own photos, without those in its subfolders."""
+
+    name: str  # encoded, "." = the root
+    photos: int = 0
+    without_keywords: int = 0
+    keywords: Counter[str] = field(default_factory=Counter)
+    first: str | None = None  # days, YYYY-MM-DD
+    last: str | None = None
+    highlights: list[tuple[float, str, str]] = field(default_factory=list)  # cosine, photo, label
+    problems: list[ProblemRow] = field(default_factory=list)  # the first ones
+    quarantined: int = 0
+    medoid: str | None = None  # rel_path
+    cosine: float = 0.0  # of the medoid to the centroid
+    thumb: str | None = None  # of the medoid, relative to the thumbs of the cache
+
+    @property
+    def title(self) -> str:
+        return "the root folder" if self.name == "." else self.name
+
+    def add(self, record: dict[str, Any]) -> None:
+        self.photos += 1
+        self.keywords.update({keyword["keyword"] for keyword in record["keywords"]})
+        self.without_keywords += not record["keywords"]
+        if record["taken_at"]:
+            day = record["taken_at"][:10]
+            self.first = min(self.first or day, day)
+            self.last = max(self.last or day, day)
+        if record["labels"]:
+            top = record["labels"][0]
+            self.highlights.append((top["cosine"], record["rel_path"], top["label"]))
+            if len(self.highlights) > 8 * HIGHLIGHTS:
+                self.highlights = strongest(self.highlights)
+        if record["rel_path"] == self.medoid:
+            self.thumb = record["thumb"]
+
+    def add_problem(self, row: ProblemRow) -> None:
+        self.quarantined += 1
+        if len(self.problems) < NAMED_PROBLEMS:
+            self.problems.append(row)
+
+
+def summary(
+    records: Path,
+    problems: Path,
+    medoids: Path,
+    summary_output: Path,
+    folders_output: Path,
+    *,
+    machine: Machine,
+    model: str,
+    labels: str,
+    stats: Stats | None = None,
+) -> None:
+    """Write `summary.md` and the folder of folders; `labels` is the label pack's name.
+
+    The texts depend on the inputs only. A medoid whose thumbnail is no longer in the cache leaves a
+    picture that does not show.
+    """
+    stats = stats or Stats()
+    folders: dict[str, Folder] = {}
+    kinds: Counter[tuple[str, str]] = Counter()
+
+    def folder_named(name: str) -> Folder:
+        return folders.setdefault(name, Folder(name))
+
+    for name, rel_path, cosine in read_medoids(medoids):
+        folder = folder_named(name)
+        folder.medoid, folder.cosine = rel_path, cosine
+    for row in read_problems(problems):
+        folder_named(names.folder_of(row.rel_path)).add_problem(row)
+        kinds[row.stage, row.kind] += 1
+
+    with new_folder(folders_output) as place:
+        lines = read_lines(records)
+        for name, run in groupby(lines, key=lambda item: names.folder_of(item[1]["rel_path"])):
+            folder = folder_named(name)
+            path = folder_path(place, name)
+            path.mkdir(parents=True, exist_ok=True)
+            # a folder's photos come in several runs, its subfolders sorted in between
+            with (path / "records.jsonl").open("a", encoding="utf-8", newline="") as file:
+                for line, record in run:
+                    folder.add(record)
+                    file.write(line)
+                    stats.photos += 1
+                    stats.progress()
+        ordered = sorted(folders.values(), key=lambda folder: sort_key(folder.name))
+        for folder in ordered:
+            write_folder(folder, folder_path(place, folder.name), machine.cache / "thumbs")
+
+    text = whole_page(ordered, kinds, folders_output.name, model, labels)
+    with open_atomic(summary_output) as file:
+        file.writelines(f"{line}\n" for line in text)
+    stats.computed = stats.photos
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield a folder to fill, which then takes the place of `path`; on failure it is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    temporary.mkdir()
+    try:
+        yield temporary
+        if path.exists():
+            shutil.rmtree(path)
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def folder_path(base: Path, folder: str) -> Path:
+    """Where a folder (encoded) has its own summary below `base`; no two share one."""
+    if folder == ".":
+        return base / ROOT
+    parts = (f"{p}_" if _RESERVED.fullmatch(p) else p for p in folder.split("/"))
+    return names.local_path(base, "/".join(parts))
+
+
+def write_folder(folder: Folder, path: Path, thumbs: Path) -> None:
+    """Write what a folder has beside its records."""
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "records.jsonl").touch()  # also if all its photos are quarantined
+    if folder.thumb:
+        with suppress(FileNotFoundError):  # the cache may be deleted at any time
+            shutil.copyfile(thumbs / folder.thumb, path / "medoid.jpg")
+    with (path / "summary.md").open("w", encoding="utf-8", newline="") as file:
+        file.writelines(f"{line}\n" for line in folder_page(folder))
+
+
+# ---------------------------------------------------------------------------------------- pages
+
+
+def whole_page(
+    folders: Sequence[Folder],
+    kinds: Counter[tuple[str, str]],
+    below: str,
+    model: str,
+    labels: str,
+) -> Iterator[str]:
+    """The lines of the whole summary; `below` is the folder of folders, relative to it."""
+    photos = sum(folder.photos for folder in folders)
+    keywords: Counter[str] = Counter()
+    for folder in folders:
+        keywords.update(folder.keywords)
+
+    yield "# Photo summary"
+    yield ""
+    yield f"- Photos: {photos:,} in {len(folders):,} folders"
+    yield f"- Quarantined: {kinds.total():,}"
+    yield f"- Without keywords: {sum(folder.without_keywords for folder in folders):,}"
+    yield f"- Model: {escape(model)}"
+    yield f"- Labels: {escape(labels)}"
+    yield from section("Folders", folder_rows(folders, below))
+    yield from section("Keywords", keyword_rows(keywords, photos))
+    yield from section("Problems", problem_rows(kinds))
+    pictured = {f.name for f in heapq.nsmallest(PICTURES, folders, key=lambda f: -f.photos)}
+    shown = [folder for folder in folders if folder.name in pictured and folder.photos]
+    if shown:
+        yield ""
+        yield "## Highlights"
+    if len(shown) < sum(folder.photos > 0 for folder in folders):
+        yield ""
+        yield f"The {len(shown)} folders with most photos; the others have theirs in {below}/."
+    for folder in shown:
+        link = folder_link(below, folder.name)
+        yield ""
+        yield f"### [{escape(folder.title)}]({link}/summary.md)"
+        yield from medoid_lines(folder, f"{link}/medoid.jpg")
+        yield from highlight_lines(folder)
+
+
+def folder_page(folder: Folder) -> Iterator[str]:
+    """The lines of a folder's own summary."""
+    yield f"# {escape(folder.title)}"
+    yield ""
+    yield f"- Photos: {folder.photos:,} ([records.jsonl](records.jsonl))"
+    yield f"- Quarantined: {folder.quarantined:,}"
+    yield f"- Without keywords: {folder.without_keywords:,}"
+    if folder.first:
+        yield f"- Taken: {days(folder)}"
+    if folder.medoid:
+        yield ""
+        yield "## Medoid"
+        yield from medoid_lines(folder, "medoid.jpg")
+    if folder.highlights:
+        yield ""
+        yield "## Highlights"
+        yield from highlight_lines(folder)
+    yield from section("Keywords", keyword_rows(folder.keywords, folder.photos))
+    rows = [
+        ["Photo", "Stage", "Kind", "Message", "What to do"],
+        *(
+            [escape(text) for text in (p.rel_path, p.stage, p.kind, p.message, p.what_to_do)]
+            for p in folder.problems
+        ),
+    ]
+    yield from section("Problems", rows)
+    if folder.quarantined > len(folder.problems):
+        yield ""
+        yield f"and {folder.quarantined - len(folder.problems):,} more, all in problems.csv."
+
+
+def folder_rows(folders: Iterable[Folder], below: str) -> Iterator[list[str]]:
+    yield ["Folder", "Photos:", "Quarantined:", "Taken", "Frequent keywords"]
+    for folder in folders:
+        keywords = ", ".join(escape(word) for word, _ in frequent(folder.keywords, FREQUENT))
+        link = f"[{escape(folder.title)}]({folder_link(below, folder.name)}/summary.md)"
+        yield [link, f"{folder.photos:,}", f"{folder.quarantined:,}", days(folder), keywords]
+
+
+def keyword_rows(keywords: Counter[str], photos: int) -> Iterator[list[str]]:
+    yield ["Keyword", "Photos:", "Share:"]
+    for word, count in frequent(keywords, KEYWORDS):
+        yield [escape(word), f"{count:,}", f"{100 * count / photos:.1f} %"]
+
+
+def problem_rows(kinds: Counter[tuple[str, str]]) -> Iterator[list[str]]:
+    yield ["Stage", "Kind", "Photos:", "What to do"]
+    for (stage, kind), count in sorted(kinds.items()):
+        yield [escape(stage), escape(kind), f"{count:,}", escape(KINDS.get(kind, ""))]
+
+
+def medoid_lines(folder: Folder, picture: str) -> Iterator[str]:
+    if not folder.medoid:
+        return
+    yield ""
+    yield f"![{escape(folder.medoid)}]({picture})"
+    yield ""
+    yield f"{escape(folder.medoid)} (cosine to the folder's centroid {folder.cosine:.6f})"
+
+
+def highlight_lines(folder: Folder) -> Iterator[str]:
+    yield ""
+    for cosine, rel_path, label in strongest(folder.highlights):
+        yield f"- {escape(rel_path)}: {escape(label)} ({cosine:.6f})"
+
+
+def section(title: str, rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """A heading and a table, or nothing if there is only its header.
+
+    A column whose title ends with a colon is aligned to the right.
+    """
+    header, *body = rows
+    if not body:
+        return
+    yield ""
+    yield f"## {title}"
+    yield ""
+    yield "| " + " | ".join(name.rstrip(":") for name in header) + " |"
+    yield "| " + " | ".join("---:" if name.endswith(":") else "---" for name in header) + " |"
+    for row in body:
+        yield "| " + " | ".join(row) + " |"
+
+
+def frequent(counts: Counter[str], most: int) -> list[tuple[str, int]]:
+    """The most frequent words; of equal ones the first in the alphabet."""
+    return heapq.nsmallest(most, counts.items(), key=lambda item: (-item[1], item[0]))
+
+
+def strongest(highlights: Iterable[tuple[float, str, str]]) -> list[tuple[float, str, str]]:
+    """The photos with the highest cosine; of equal ones the first in path order."""
+    return heapq.nsmallest(
+        HIGHLIGHTS, highlights, key=lambda item: (-item[0], sort_key(item[1]), item[2])
+    )
+
+
+def days(folder: Folder) -> str:
+    if folder.first is None or folder.first == folder.last:
+        return folder.first or ""
+    return f"{folder.first} to {folder.last}"
+
+
+def folder_link(below: str, folder: str) -> str:
+    """The relative address of a folder's own place."""
+    return quote_from_bytes(bytes(folder_path(Path(below), folder)))
+
+
+def escape(text: str) -> str:
+    """Text that Markdown shows as it is, also in a table; encoded names have no line breaks."""
+    return _MARKUP.sub(r"\\\g<0>", text)
+
+
+if __name__ == "__main__":
+    with job(snakemake) as stats:
+        summary(
+            Path(snakemake.input.records),
+            Path(snakemake.input.problems),
+            Path(snakemake.input.medoids),
+            Path(snakemake.output.summary),
+            Path(snakemake.output.folders),
+            machine=Machine.load(snakemake.params.machine),
+            model=snakemake.params.model,
+            labels=snakemake.params.labels,
+            stats=stats,
+        )

@@ -1,0 +1,256 @@
+"""A library without photos: the plan and the shard tables that `record` and its followers read."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from check import check
+from collect import collect
+from export import export
+from medoids import medoids
+from record import record
+from score import score
+from summary import summary
+
+from phototagger import plan
+from phototagger.files import write_atomic
+from phototagger.machine import Machine
+from phototagger.manifest import write_manifest
+from phototagger.plan import Photo, Root, Roots, Shard
+from phototagger.records import read_records
+from phototagger.tables import THUMBS, embeddings_schema, write_table
+from phototagger.xmp import sidecar_values
+
+MODEL = "demo-clip"
+RUN_ID = "0123456789abcdef"
+DIMENSION = 8
+LABELS = [
+    {"label": "cat", "path": ["animal", "cat"], "synonyms": ["kitty"]},
+    {"label": "dog", "path": ["animal", "dog"]},
+    {"label": 'boat, "red"', "path": ["boat"]},
+    {"label": "crane (bird)", "path": ["animal", "crane"]},
+    {"label": "bâteau 🚤", "path": ["bâteau 🚤"]},
+    {"label": "mood", "path": [], "export": False},
+    {"label": "sky", "path": ["sky"]},
+]
+_LABEL = {"group": "g", "threshold": None, "group_threshold": None, "synonym_group": None}
+
+
+@dataclass
+class Library:
+    """A work directory, filled by `make_library`."""
+
+    work: Path
+    shards: list[Shard]
+
+    @property
+    def results(self) -> Path:
+        return self.work / "results"
+
+    @property
+    def index(self) -> Path:
+        return self.results / "plan/index.json"
+
+    @property
+    def machine(self) -> Machine:
+        roots = Roots([Root("photos", "/photos/of somebody")])
+        cache, unused = self.work / "cache", self.work / "unused"
+        return Machine(roots, cache, unused, unused, "cpu", 8)
+
+    def path(self, folder: str, shard: str, suffix: str) -> Path:
+        return self.results / folder / f"{shard}{suffix}"
+
+    def paths(self, folder: str, suffix: str) -> list[Path]:
+        return [self.path(folder, shard.name, suffix) for shard in self.shards]
+
+    def record_shard(self, shard: str) -> None:
+        record(
+            self.path("plan/shards", shard, ".tsv"),
+            self.path("thumbs", shard, ".parquet"),
+            self.path("embeddings", shard, ".parquet"),
+            self.path("scores", shard, ".parquet"),
+            self.results / "labels.json",
+            self.path("records", shard, ".jsonl"),
+            self.path("problems", shard, ".csv"),
+            model=MODEL,
+        )
+
+    def record(self) -> None:
+        for shard in self.shards:
+            self.record_shard(shard.name)
+
+    def collect(self) -> None:
+        collect(
+            self.paths("records", ".jsonl"),
+            self.paths("problems", ".csv"),
+            self.results / "records.jsonl",
+            self.results / "problems.csv",
+        )
+
+    def export(self) -> None:
+        export(
+            self.results / "records.jsonl",
+            self.results / "tags.csv",
+            machine=self.machine,
+            run_id=RUN_ID,
+            model=MODEL,
+        )
+
+    def medoids(self) -> None:
+        medoids(
+            self.paths("embeddings", ".parquet"),
+            self.results / "records.jsonl",
+            self.results / "folder_medoids.csv",
+            self.results / "tag_medoids.csv",
+            tag_aware=False,
+            min_size=3,
+        )
+
+    def manifests(self) -> None:
+        for shard in self.shards:
+            rows = [
+                (r["rel_path"], "0" * 64)
+                for r in read_records(self.path("records", shard.name, ".jsonl"))
+                if sidecar_values(r)
+            ]
+            write_manifest(self.path("sidecars-manifest", shard.name, ".tsv"), rows)
+
+    def summary(self) -> None:
+        summary(
+            self.results / "records.jsonl",
+            self.results / "problems.csv",
+            self.results / "folder_medoids.csv",
+            self.results / "summary.md",
+            self.results / "folders",
+            machine=self.machine,
+            model=MODEL,
+            labels="photographic",
+        )
+
+    def check(self) -> dict:
+        output = self.results / "check.json"
+        output.unlink(missing_ok=True)
+        check(
+            self.index,
+            self.results / "records.jsonl",
+            self.results / "problems.csv",
+            self.results / "tags.csv",
+            self.results / "folder_medoids.csv",
+            output,
+            manifests=self.paths("sidecars-manifest", ".tsv"),
+        )
+        return json.loads(output.read_text())
+
+    def run(self) -> "Library":
+        """All rules from `record` on, but `check`."""
+        self.record()
+        self.collect()
+        self.export()
+        self.medoids()
+        self.manifests()
+        self.summary()
+        return self
+
+
+def make_library(
+    work: Path,
+    rel_paths: Iterable[str],
+    *,
+    problems: Mapping[str, tuple[str, str]] | None = None,
+    contents: Mapping[str, str] | None = None,
+    shard_size: int = 4,
+) -> Library:
+    """Write plan, thumbs, embeddings, labels and scores of photos that do not exist.
+
+    `problems`: rel_path -> (stage, kind). `contents`: rel_path -> content, where it is not the
+    rel_path itself; photos with equal content are copies.
+    """
+    problems, contents = problems or {}, contents or {}
+    photos = [Photo(path, 1000, 1) for path in sorted(set(rel_paths), key=plan.sort_key)]
+    parts = plan.partition(photos, shard_size)
+    results = work / "results"
+    shards = plan.write_shards(results / "plan/shards", parts)
+    plan.write_index(results / "plan/index.json", shards, RUN_ID)
+    library = Library(work, shards)
+
+    _write_labels(results)
+    for name, members in parts:
+        rows = [_thumb(p.rel_path, contents, problems) for p in members]
+        write_table(library.path("thumbs", name, ".parquet"), THUMBS, rows, {})
+        embedded = {
+            row["sha256"]: _embedding(row["sha256"], problems.get(row["rel_path"]))
+            for row in rows
+            if row["status"] == "ok"
+        }
+        schema = embeddings_schema(DIMENSION)
+        write_table(library.path("embeddings", name, ".parquet"), schema, embedded.values(), {})
+        score(
+            library.path("embeddings", name, ".parquet"),
+            results / "labels.json",
+            results / "labels.parquet",
+            library.path("scores", name, ".parquet"),
+            topk=6,
+            measure="cosine",
+            threshold=0.3,
+            digests={},
+        )
+    return library
+
+
+def sha256_of(content: str) -> str:
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _vector(seed: str) -> np.ndarray:
+    number = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8])
+    return np.random.default_rng(number).normal(size=DIMENSION).astype(np.float32)
+
+
+def _write_labels(results: Path) -> None:
+    labels = [{"synonyms": [], "export": True} | _LABEL | label for label in LABELS]
+    content = {"pack": "abc", "model": MODEL, "logit_scale": 27.0, "labels": labels}
+    write_atomic(results / "labels.json", json.dumps(content))
+    rows = [{"label": e["label"], "embedding": _vector(e["label"])} for e in labels]
+    schema = pa.schema([("label", pa.string()), ("embedding", pa.list_(pa.float32(), DIMENSION))])
+    write_table(results / "labels.parquet", schema, rows, {})
+
+
+def _thumb(
+    rel_path: str, contents: Mapping[str, str], problems: Mapping[str, tuple[str, str]]
+) -> dict:
+    stage, kind = problems.get(rel_path, (None, None))
+    sha256 = sha256_of(contents.get(rel_path, rel_path))
+    if stage == "thumbs":
+        return {
+            "rel_path": rel_path,
+            "bytes": 10,
+            "status": "problem",
+            "problem_kind": kind,
+            "problem": f'what is wrong, "{kind}"',
+        }
+    day = int(sha256[:2], 16) % 28 + 1
+    return {
+        "rel_path": rel_path,
+        "sha256": sha256,
+        "bytes": 1000,
+        "width": 4000,
+        "height": 3000,
+        "orientation": 1,
+        "format": "JPEG",
+        "taken_at": f"2024-05-{day:02}T12:00:00+02:00" if day % 2 else None,
+        "camera": "Canon EOS R5" if day % 3 else None,
+        "lens": None,
+        "gps": {"lat": 48.1234567, "lon": -11.5} if day % 5 else None,
+        "thumb": f"512/{sha256[:2]}/{sha256[:40]}.jpg",
+        "status": "ok",
+    }
+
+
+def _embedding(sha256: str, problem: tuple[str, str] | None) -> dict:
+    if problem and problem[0] == "embed":
+        return {"sha256": sha256, "problem_kind": problem[1], "problem": "does not fit"}
+    return {"sha256": sha256, "embedding": _vector(sha256)}

@@ -1,0 +1,246 @@
+import csv
+import json
+import shutil
+
+import pytest
+from tables_for_tests import RUN_ID, make_library
+
+from phototagger.errors import UserError
+
+PHOTOS = [f"{folder}{i}.jpg" for folder in ("", "a/", "a/b/", 'c "|,\\n/') for i in range(5)]
+PROBLEMS = {
+    "0.jpg": ("thumbs", "truncated"),
+    "a/b/4.jpg": ("thumbs", "empty"),
+    "a/1.jpg": ("embed", "embed_failed"),
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    contents = {"1.jpg": "same", "a/2.jpg": "same"}
+    work = tmp_path_factory.mktemp("finished")
+    return make_library(work, PHOTOS, problems=PROBLEMS, contents=contents).run()
+
+
+@pytest.fixture
+def library(finished, tmp_path):
+    work = tmp_path / "work"
+    shutil.copytree(finished.work, work)
+    return type(finished)(work, finished.shards)
+
+
+def test_a_finished_library_passes_with_its_ledger(library):
+    counts = library.check()
+    with_keywords = counts.pop("keywords")
+    assert 0 < with_keywords <= 17
+    assert counts == {
+        "folders": 4,
+        "ok": True,
+        "photos": 20,
+        "problems": 3,
+        "records": 17,
+        "run_id": RUN_ID,
+        "shards": len(library.shards),
+        "sidecars": with_keywords,
+        "stages": {
+            "thumbs": {"in": 20, "done": 18, "skipped": 0, "quarantined": 2},
+            "embed": {"in": 20, "done": 17, "skipped": 2, "quarantined": 1},
+            "score": {"in": 20, "done": 17, "skipped": 3, "quarantined": 0},
+            "record": {"in": 20, "done": 17, "skipped": 3, "quarantined": 0},
+        },
+    }
+
+
+def test_the_outcome_is_the_same_bytes_every_time(library):
+    library.check()
+    first = (library.results / "check.json").read_bytes()
+    library.check()
+    assert (library.results / "check.json").read_bytes() == first
+    assert str(library.work).encode() not in first
+
+
+def test_an_empty_library_passes(tmp_path):
+    assert make_library(tmp_path, []).run().check()["photos"] == 0
+
+
+# ------------------------------------------------------------------------------------- tampering
+
+
+def edit_lines(path, change):
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(change(lines)))
+
+
+def edit_record(library, change, which=0):
+    def edit(lines):
+        record = json.loads(lines[which])
+        change(record)
+        return [*lines[:which], json.dumps(record) + "\n", *lines[which + 1 :]]
+
+    edit_lines(library.results / "records.jsonl", edit)
+
+
+def edit_csv(path, change):
+    with path.open(newline="") as file:
+        rows = list(csv.reader(file))
+    rows = change(rows) or rows
+    with path.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
+
+
+def records_lines(change):
+    return lambda library: edit_lines(library.results / "records.jsonl", change)
+
+
+def record_value(change):
+    return lambda library: edit_record(library, change)
+
+
+def problems(change):
+    return lambda library: edit_csv(library.results / "problems.csv", change)
+
+
+def tags(change):
+    return lambda library: edit_csv(library.results / "tags.csv", change)
+
+
+def medoids(change):
+    return lambda library: edit_csv(library.results / "folder_medoids.csv", change)
+
+
+def set_cell(row, column, value):
+    def change(rows):
+        rows[row][column] = value
+
+    return change
+
+
+def problem_as_record(library):
+    def change(lines):
+        record = json.loads(lines[0])
+        record["rel_path"] = "0.jpg"
+        return [json.dumps(record) + "\n", *lines]
+
+    edit_lines(library.results / "records.jsonl", change)
+
+
+def drop_last_shard_from_plan(library):
+    index = json.loads(library.index.read_text())
+    index["shards"].pop()
+    library.index.write_text(json.dumps(index))
+
+
+def change_listing(library):
+    path = library.paths("plan/shards", ".tsv")[0]
+    path.write_text(path.read_text().replace("\t1000\t", "\t1001\t", 1))
+
+
+def remove_listing(library):
+    library.paths("plan/shards", ".tsv")[1].unlink()
+
+
+def drop_sidecar(library):
+    for path in library.paths("sidecars-manifest", ".tsv"):
+        if len(path.read_text().splitlines()) > 1:
+            return edit_lines(path, lambda lines: lines[:-1])
+    raise AssertionError
+
+
+def extra_sidecar(library):
+    path = library.paths("sidecars-manifest", ".tsv")[-1]
+    path.write_text(path.read_text() + f"zzz.jpg\t{'0' * 64}\n")
+
+
+def rename_label(record):
+    record["labels"][0]["label"] = "unicorn"
+
+
+def raise_score(record):
+    record["labels"][0]["cosine"] = round(record["labels"][0]["cosine"] + 0.000001, 6)
+
+
+def worst_first(record):
+    record["labels"].reverse()
+
+
+def not_a_number(record):
+    record["labels"][0]["cosine"] = float("nan")
+
+
+TAMPERINGS = {
+    "record deleted": (records_lines(lambda lines: lines[1:]), r"1\.jpg: planned, but neither"),
+    "last record deleted": (records_lines(lambda lines: lines[:-1]), "planned, but neither"),
+    "all records deleted": (records_lines(lambda lines: []), r"and \d+ more"),
+    "record twice": (records_lines(lambda lines: [lines[0], *lines]), r"1\.jpg: 2 times"),
+    "last record twice": (records_lines(lambda lines: [*lines, lines[-1]]), "2 times"),
+    "records swapped": (records_lines(lambda x: [x[1], x[0], *x[2:]]), "not in the order"),
+    "record cut off": (records_lines(lambda x: [*x[:-1], x[-1][:-5]]), "line 17"),
+    "record renamed": (record_value(lambda r: r.update(rel_path="other.jpg")), "not in the plan"),
+    "record without name": (record_value(lambda r: r.pop("rel_path")), "not in the plan"),
+    "record without sha256": (record_value(lambda r: r.pop("sha256")), "sha256"),
+    "sha256 null": (record_value(lambda r: r.update(sha256=None)), "sha256"),
+    "unknown field": (record_value(lambda r: r.update(extra=1)), "extra"),
+    "NaN": (record_value(not_a_number), "NaN"),
+    "scores ascending": (record_value(worst_first), "not sorted from best to worst"),
+    "score changed": (record_value(raise_score), "top1_score|two scores"),
+    "label changed": (record_value(rename_label), "top1"),
+    "width changed": (record_value(lambda r: r.update(width=17)), "width"),
+    "photo also quarantined": (problem_as_record, r"0\.jpg: in .*records\.jsonl and in"),
+    "problem dropped": (problems(lambda rows: [rows[0], *rows[2:]]), "planned, but neither"),
+    "problem twice": (problems(lambda rows: [*rows, rows[-1]]), "2 times"),
+    "problem unknown": (problems(set_cell(1, 0, "zz.jpg")), r"zz\.jpg: not in the plan"),
+    "kind unknown": (problems(set_cell(1, 2, "bored")), "unknown kind 'bored'"),
+    "stage unknown": (problems(set_cell(1, 1, "lunch")), "unknown stage 'lunch'"),
+    "problems without header": (problems(lambda rows: rows[1:]), "columns are not"),
+    "tags row deleted": (tags(lambda rows: rows[:-1]), "no row|rel_path is"),
+    "tags row in the middle deleted": (tags(lambda rows: rows[:5] + rows[6:]), "rel_path is"),
+    "tags row twice": (tags(lambda rows: [*rows, rows[-1]]), "a row without a record"),
+    "tags rows swapped": (
+        tags(lambda x: [x[0], x[2], x[1], *x[3:]]),
+        r"add up: \S*tags\.csv: 1\.jpg: rel_path is '2\.jpg', but '1\.jpg' by its record\. Delete",
+    ),
+    "tags score": (tags(set_cell(3, 5, "0.999999")), "top1_score is '0.999999'"),
+    "tags list": (tags(set_cell(3, 6, "cat")), "top5_labels is 'cat'"),
+    "tags of another run": (tags(set_cell(2, 9, "fffffff")), "run_id is 'fffffff'"),
+    "tags of another model": (tags(set_cell(2, 10, "other")), "model_name is 'other'"),
+    "tags column missing": (tags(lambda rows: [row[:-1] for row in rows]), "columns are not"),
+    "medoid dropped": (medoids(lambda rows: rows[:-1]), "has no medoid"),
+    "medoid unknown": (medoids(set_cell(1, 1, "gone.jpg")), "not a record of folder"),
+    "medoid quarantined": (medoids(set_cell(1, 1, "0.jpg")), "not a record of folder"),
+    "medoid of another folder": (medoids(set_cell(1, 1, "a/0.jpg")), "not a record of folder"),
+    "medoid twice": (medoids(lambda rows: [*rows, rows[-1]]), "two medoids"),
+    "medoid NaN": (medoids(set_cell(1, 2, "nan")), "cosine is nan"),
+    "sidecar dropped": (drop_sidecar, "not in the manifest"),
+    "sidecar without record": (extra_sidecar, r"zzz\.jpg"),
+    "shard dropped from the plan": (drop_last_shard_from_plan, "not in the plan"),
+    "listing changed": (change_listing, "not the listing of the plan"),
+    "listing gone": (remove_listing, "not a listing"),
+}
+
+
+@pytest.mark.parametrize("name", TAMPERINGS)
+def test_tampering_is_found_and_nothing_is_written(library, name):
+    tamper, message = TAMPERINGS[name]
+    tamper(library)
+    with pytest.raises(UserError, match=message) as caught:
+        library.check()
+    assert "\n" not in str(caught.value)
+    assert "again" in str(caught.value)
+    assert not (library.results / "check.json").exists()
+
+
+def test_an_order_of_keywords_that_ranks_deny_is_found(library):
+    records = (library.results / "records.jsonl").read_text().splitlines()
+    which = next(i for i, line in enumerate(records) if len(json.loads(line)["keywords"]) > 1)
+    edit_record(library, lambda record: record["keywords"].reverse(), which)
+    with pytest.raises(UserError, match="has rank 2 instead of 1"):
+        library.check()
+
+
+def test_a_name_too_long_for_a_sidecar_may_lack_one(tmp_path):
+    long_name = "x" * 248 + ".jpg"
+    library = make_library(tmp_path, ["a.jpg", long_name, *(f"{i}.jpg" for i in range(8))]).run()
+    everything = library.check()
+    for path in library.paths("sidecars-manifest", ".tsv"):
+        edit_lines(path, lambda lines: [line for line in lines if "xxx" not in line])
+    assert library.check() == everything | {"sidecars": everything["sidecars"] - 1}
