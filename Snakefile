@@ -78,6 +78,7 @@ rule thumbs:
         "results/logs/thumbs/{shard}.log",
     benchmark:
         "results/benchmarks/thumbs/{shard}.tsv"
+    priority: 1  # before embed, so that one embed job with the model loaded finds work for many
     conda:
         "envs/photo-tagger.yaml"
     threads: 8

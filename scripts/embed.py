@@ -6,9 +6,14 @@ the cache batch by batch, so that a job that was killed loses only what was in f
 decoded in background threads while the model works on the batch before.
 
 A photo that cannot be embedded is a row without an embedding, and with the problem.
+
+Loading a model takes longer than using it on a shard. So a job that had to load it works ahead for
+a while: photos of other shards whose thumbnails are done are embedded into the cache, where the
+jobs of those shards find them.
 """
 
 import logging
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -37,6 +42,7 @@ log = logging.getLogger(__name__)
 
 RECIPE = "1"  # raised when the way from photo to pixels changes
 BATCHES_AHEAD = 2  # decoded batches that may wait for the model
+AHEAD_SECONDS = 60  # a job may go on that long for other shards' photos
 LONGEST = 8  # width : height (or the reverse) beyond which only the middle is looked at
 
 Row = Mapping[str, Any]  # of the thumbs table
@@ -120,7 +126,7 @@ def _pixels(load: Callable[[Row], Image.Image], clip: "Clip", row: Row) -> "torc
         return Problem("embed_failed", one_line(f"{type(error).__name__}: {error}"))
 
 
-def _ahead(
+def _prefetch(
     function: Callable, items: Iterable, threads: int, depth: int
 ) -> Iterator[tuple[Any, Any]]:
     """(item, function(item)) in order, computed in threads up to `depth` items ahead."""
@@ -147,7 +153,7 @@ def compute(
     clip: "Clip",
     load: Callable[[Row], Image.Image],
     *,
-    batch_size: int,
+    batch_size: int | None,
     threads: int,
 ) -> Iterator[tuple[Row, np.ndarray | Problem]]:
     """Embedding (float32 [D]) or Problem of each row, in order, batch by batch."""
@@ -157,9 +163,8 @@ def compute(
 
     torch.set_num_threads(threads)
     encoder = ImageEncoder(clip.model, clip.device, batch_size)
-    decoded = _ahead(
-        lambda row: _pixels(load, clip, row), rows, threads, (BATCHES_AHEAD + 1) * batch_size
-    )
+    depth = (BATCHES_AHEAD + 1) * encoder.batch_size
+    decoded = _prefetch(lambda row: _pixels(load, clip, row), rows, threads, depth)
     while batch := list(islice(decoded, encoder.batch_size)):
         good = [pixels for _, pixels in batch if not isinstance(pixels, Problem)]
         vectors = iter(encoder(torch.stack(good)) if good else ())
@@ -215,8 +220,11 @@ def embed(
             return load_picture(row, known.image_size, machine=machine, size=size, quality=quality)
 
         clip = load_card_model(model, machine.models, machine.device)
-        results = compute(missing, clip, load, batch_size=machine.batch_size, threads=threads)
-        for row, result in results:
+
+        def embeddings(rows: Iterable[Row]) -> Iterator[tuple[Row, np.ndarray | Problem]]:
+            return compute(rows, clip, load, batch_size=machine.batch_size, threads=threads)
+
+        for row, result in embeddings(missing):
             sha256 = row["sha256"]
             found[sha256] = result
             if isinstance(result, Problem):
@@ -228,6 +236,33 @@ def embed(
             stats.progress()
     schema = tables.embeddings_schema(known.embedding_dim)
     tables.write_table(output, schema, (_row(*item) for item in found.items()), digests)
+    if missing:
+        deadline = time.monotonic() + AHEAD_SECONDS
+        for row, result in embeddings(rows_ahead(thumbs, output, cache, deadline)):
+            if not isinstance(result, Problem):
+                cache.put(row["sha256"], result)
+                stats.extra["ahead"] = stats.extra.get("ahead", 0) + 1
+
+
+def rows_ahead(thumbs: Path, output: Path, cache: Cache, deadline: float) -> Iterator[Row]:
+    """Photos of other shards that wait to be embedded, until `deadline` (monotonic seconds).
+
+    Every job begins with the shards that follow its own, so that jobs on several nodes seldom meet.
+    """
+    others = sorted(path for path in thumbs.parent.glob("*.parquet") if path != thumbs)
+    later = [path for path in others if path > thumbs]
+    seen: set[str] = set()
+    for table in later + others[: len(others) - len(later)]:
+        if output.with_name(table.name).exists() or not table.exists():
+            continue
+        for row in tables.read_table(table).to_pylist():
+            if time.monotonic() > deadline:
+                return
+            sha256 = row["sha256"]
+            if row["status"] != "ok" or sha256 in seen or cache.path(sha256).exists():
+                continue
+            seen.add(sha256)
+            yield row
 
 
 def _row(sha256: str, result: np.ndarray | Problem) -> dict[str, Any]:

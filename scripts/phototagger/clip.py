@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TEXT_BATCH = 64
+IMAGE_BATCH = {"cpu": 16, "cuda": 128}
 
 
 @dataclass(frozen=True)
@@ -147,12 +148,16 @@ def load_clip(
 
 
 class ImageEncoder:
-    """Pixels to embeddings; halves its batch when memory runs out and goes on from there."""
+    """Pixels to embeddings; halves its batch when memory runs out and goes on from there.
 
-    def __init__(self, model: Any, device: str, batch_size: int):
+    Every batch is filled up to the same size: kernels are chosen by shape and round differently, so
+    an embedding would else depend on how many others happened to be computed with it.
+    """
+
+    def __init__(self, model: Any, device: str, batch_size: int | None = None):
         self.model = model
         self.device = device
-        self.batch_size = batch_size
+        self.batch_size = batch_size or IMAGE_BATCH[device.partition(":")[0]]
 
     def __call__(self, pixels: "torch.Tensor") -> np.ndarray:
         """Float32 [N, D], not normalised, of preprocessed pixels [N, 3, H, W].
@@ -176,10 +181,12 @@ class ImageEncoder:
         import torch
 
         cuda = self.device.startswith("cuda")
-        pixels = pixels.to(self.device, memory_format=torch.channels_last, non_blocking=True)
+        filled = pixels.new_zeros(self.batch_size, *pixels.shape[1:])
+        filled[: len(pixels)] = pixels
+        filled = filled.to(self.device, memory_format=torch.channels_last, non_blocking=True)
         with torch.inference_mode(), torch.autocast("cuda", enabled=cuda):
-            features = self.model.encode_image(pixels)
-        return features.float().cpu().numpy()
+            features = self.model.encode_image(filled)
+        return features[: len(pixels)].float().cpu().numpy()
 
     def _halve(self, size: int) -> None:
         import torch
@@ -221,7 +228,7 @@ def embed_images(
     import torch
 
     images = list(paths)
-    encoder = ImageEncoder(model, device or _device_of(model), batch_size)
+    encoder = ImageEncoder(model, device or _device_of(model), min(batch_size, len(images) or 1))
     parts = []
     for start in range(0, len(images), batch_size):
         batch = [preprocess(_open(image)) for image in images[start : start + batch_size]]

@@ -45,7 +45,7 @@ class Thumbs:
 class Clip:
     model: str
     device: str
-    batch_size: int
+    batch_size: int | None
     models_dir: str | None
 
 

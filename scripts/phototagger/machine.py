@@ -23,7 +23,7 @@ class Machine:
     models: Path  # one folder per CLIP model
     labels: Path  # the label file or pack
     device: str  # auto, cpu or cuda
-    batch_size: int  # images per forward pass
+    batch_size: int | None  # images per forward pass; None: what suits the device
 
     @classmethod
     def load(cls, path: Path | str = PATH) -> "Machine":

@@ -71,6 +71,9 @@ def stages_since(results: Path, started: float) -> dict[str, Stage]:
         stage.jobs += 1
         for name in ("photos", "computed", "cached", "problems", "skipped"):
             setattr(stage, name, getattr(stage, name) + counts.get(name, 0))
+        ahead = counts.get("extra", {}).get("ahead", 0)  # computed here, found cached by others
+        stage.computed += ahead
+        stage.cached -= ahead
         spans.setdefault(rule, []).append((finished - counts.get("seconds", 0.0), finished))
     for rule, stage in stages.items():
         stage.seconds = round(covered(spans[rule]), 3)

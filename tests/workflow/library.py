@@ -107,7 +107,7 @@ class Library:
         return [json.loads(path.read_text()) for path in paths]
 
     def computed(self, rule: str) -> int:
-        return sum(job["computed"] for job in self.jobs(rule))
+        return sum(job["computed"] + job["extra"].get("ahead", 0) for job in self.jobs(rule))
 
     def rules_run(self) -> set[str]:
         logs = self.results / "logs"

@@ -148,5 +148,4 @@ def preflight(settings: Settings, environment: Mapping[str, str]) -> None:
     roots = [names.decode(root) for root in settings.roots or ()] or config.photos.roots
     resolve_roots(roots, Path.cwd())
     labels.load_pack(workflow.find_labels(config.labels.path))
-    card = models.card(config.clip.model)
-    models.weights_digest(card.name, models.default_models_dir(config.clip.models_dir))
+    models.weights_digest(config.clip.model, models.default_models_dir(config.clip.models_dir))
