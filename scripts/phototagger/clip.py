@@ -172,9 +172,9 @@ class ImageEncoder:
                 parts.append(self._forward(batch))
                 done += len(batch)
             except RuntimeError as error:
-                if not _out_of_memory(error) or len(batch) == 1:
+                if not _out_of_memory(error) or self.batch_size == 1:
                     raise
-                self._halve(len(batch))
+                self._halve()
         return np.concatenate(parts)
 
     def _forward(self, pixels: "torch.Tensor") -> np.ndarray:
@@ -188,9 +188,10 @@ class ImageEncoder:
             features = self.model.encode_image(filled)
         return features[: len(pixels)].float().cpu().numpy()
 
-    def _halve(self, size: int) -> None:
+    def _halve(self) -> None:
         import torch
 
+        size = self.batch_size
         self.batch_size = size // 2
         log.warning("out of memory with %d images at once; going on with %d", size, size // 2)
         if self.device.startswith("cuda"):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import skimage.data
-from embed import _ahead, _middle, embed, open_cache
+from embed import _middle, _prefetch, embed, open_cache
 from PIL import Image
 from thumbs import thumbs
 
@@ -178,6 +178,38 @@ def test_only_the_new_photo_is_computed(shard: Path, tiny_models: Path):
     assert (stats.computed, stats.cached) == (1, 5)
 
 
+def test_a_job_that_loaded_the_model_works_ahead(shard: Path, tiny_models: Path):
+    """The jobs of shards that waited find their photos in the cache, and need no model."""
+    for name in ("1", "2", "3"):
+        for photo in (shard / "photos").iterdir():
+            photo.unlink()
+        for n in range(5):
+            picture = Image.fromarray(skimage.data.cat()).rotate(int(name) * 10 + n)
+            picture.save(shard / f"photos/{n}.jpg")
+        make_thumbs(shard, tiny_models)
+        (shard / "thumbs").mkdir(exist_ok=True)
+        (shard / "thumbs.parquet").rename(shard / f"thumbs/{name}.parquet")
+    (shard / "out").mkdir()
+    (shard / "out/3.parquet").touch()  # done already
+    counts = []
+    for name in ("2", "1"):
+        stats = Stats()
+        embed(
+            shard / f"thumbs/{name}.parquet",
+            shard / f"out/{name}.parquet",
+            model=TINY,
+            model_digest=models.weights_digest(TINY, tiny_models),
+            machine=machine(shard, tiny_models),
+            threads=2,
+            size=SIZE,
+            quality=QUALITY,
+            digests={},
+            stats=stats,
+        )
+        counts.append((stats.computed, stats.cached, stats.extra.get("ahead", 0)))
+    assert counts == [(5, 0, 5), (0, 5, 0)]
+
+
 def test_damaged_cache_files_are_computed_again(shard: Path, tiny_models: Path):
     rows, _ = run(shard, tiny_models)
     digest = models.weights_digest(TINY, tiny_models)
@@ -276,7 +308,7 @@ def test_decoding_runs_ahead_but_not_away():
         started.append(item)
         return item * item
 
-    results = _ahead(work, range(100), threads=2, depth=5)
+    results = _prefetch(work, range(100), threads=2, depth=5)
     assert [next(results) for _ in range(3)] == [(0, 0), (1, 1), (2, 4)]
     assert max(started) <= 2 + 5
     results.close()
