@@ -23,7 +23,7 @@ setup: $(VENV)/ready exiftool
 $(VENV)/ready: envs/requirements.lock pyproject.toml
 	@$(PYTHON) -m venv --help >/dev/null 2>&1 && $(PYTHON) -c 'import ensurepip' 2>/dev/null || { \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	    apt-get update -qq && apt-get install -y -qq python3 python3-venv >/dev/null; \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq python3 python3-venv >/dev/null; \
 	  else echo "Python's venv module is missing; on Debian or Ubuntu: sudo apt-get install python3-venv"; exit 1; fi; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "photo-tagger needs Python 3.11 or newer; name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
@@ -36,7 +36,7 @@ $(VENV)/ready: envs/requirements.lock pyproject.toml
 exiftool:
 	@command -v exiftool >/dev/null || { \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	    echo "installing ExifTool"; apt-get update -qq && apt-get install -y -qq libimage-exiftool-perl >/dev/null; \
+	    echo "installing ExifTool"; apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq libimage-exiftool-perl >/dev/null; \
 	  elif command -v apt-get >/dev/null; then echo "ExifTool is missing: sudo apt-get install libimage-exiftool-perl"; exit 1; \
 	  elif command -v brew >/dev/null; then echo "ExifTool is missing: brew install exiftool"; exit 1; \
 	  else echo "ExifTool is missing: install it with your package manager, or from exiftool.org"; exit 1; fi; }
