@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 
 from phototagger.config import CLONE
+from phototagger.plan import read_index
+from phototagger.prune import SHARD_OUTPUTS
 
 PLAN = """
 import json, resource, sys, time
@@ -21,6 +23,19 @@ plan.write_shards(Path(sys.argv[2]), plan.partition(photos, size))
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(json.dumps([len(photos), time.perf_counter() - started, peak / 2**20]))
 """
+
+MERGED = (
+    "labels/labels.json",
+    "labels/embeddings.parquet",
+    "records.jsonl",
+    "problems.csv",
+    "tags.csv",
+    "folder_medoids.csv",
+    "tag_medoids.csv",
+    "summary.md",
+    "report.html",
+    "check.json",
+)
 
 
 def make_files(folder: Path, photos: int) -> Path:
@@ -63,16 +78,17 @@ def finished_library(photos: Path, work: Path) -> tuple[list[str], dict[str, str
         *("--directory", str(work), "--cores", "2"),
         *("--workflow-profile", str(CLONE / "profiles/default")),
     ]
-    dry = subprocess.run(
-        [*snakemake, "--dry-run"], env=env, capture_output=True, text=True, check=True
-    )
-    for line in dry.stdout.splitlines():
-        if line.strip().startswith("output: "):
-            for name in line.strip().removeprefix("output: ").split(", "):
-                path = work / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.mkdir() if name == "results/folders" else path.touch()
-    subprocess.run([*snakemake, "--touch"], env=env, capture_output=True, check=True)
+    subprocess.run([*snakemake, "--dry-run"], env=env, capture_output=True, check=True)  # plans
+    results = work / "results"
+    shards, _ = read_index(results / "plan/index.json")
+    outputs = [results / name for name in MERGED]
+    for folder, suffix in SHARD_OUTPUTS.items():
+        outputs += [results / folder / f"{shard.name}{suffix}" for shard in shards]
+    for path in outputs:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("rel_path\tsha256\n")
+    (results / "folders").mkdir()
+    subprocess.run([*snakemake, "--touch", "--forceall"], env=env, capture_output=True, check=True)
     return snakemake, env
 
 

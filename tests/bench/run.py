@@ -51,7 +51,9 @@ def cells(row: Row) -> list[str]:
 def _text(value: Any) -> str:
     if value is None:
         return "-"
-    return f"{value:.3g}" if isinstance(value, float) and abs(value) < 1000 else str(value)
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return str(value)
 
 
 def write(name: str, rows: list[Row]) -> None:

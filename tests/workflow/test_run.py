@@ -38,11 +38,9 @@ def test_two_work_directories_agree_to_the_byte(library, tmp_path):
     assert len(library.promised()) > 100
 
 
-def test_the_order_of_jobs_and_the_batch_size_change_no_table(library, tmp_path):
-    """Other batches may move a float in its last bit; the promised files round that away."""
+def test_the_order_of_jobs_and_the_number_of_cores_change_nothing(library, tmp_path):
     library.snakemake()
-    settings = library.settings | {"PHOTO_TAGGER__CLIP__BATCH_SIZE": "7"}
-    twin = Library(tmp_path / "twin", library.photos, settings)
+    twin = Library(tmp_path / "twin", library.photos, library.settings)
     twin.snakemake("--cores", "1")
     assert twin.promised() == library.promised()
 
