@@ -12,9 +12,9 @@ from typing import Any
 
 import yaml
 
+from phototagger import CLONE
 from phototagger.errors import UserError, one_of
 
-CLONE = Path(__file__).resolve().parents[2]  # where the Snakefile, config/ and registry/ are
 SCHEMA = CLONE / "config/schema/config.schema.json"
 ENVIRONMENT = "PHOTO_TAGGER__"
 

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from phototagger import CLONE
 from phototagger.errors import UserError, one_of
 from phototagger.files import sha256_file, write_atomic
 
-CLONE = Path(__file__).resolve().parents[2]
 REGISTRY = CLONE / "registry" / "clip"
 SCHEMA = CLONE / "registry" / "clip.schema.json"
 

@@ -10,15 +10,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
-from phototagger import names
+from phototagger import CLONE, names
 from phototagger.machine import Machine
 
 log = logging.getLogger(__name__)
 
-TEMPLATES = Path(__file__).resolve().parents[2] / "config" / "report"
+TEMPLATES = CLONE / "config" / "report"
 
 _EDGE = 320  # long edge of an embedded picture, pixels
 _QUALITY = 76

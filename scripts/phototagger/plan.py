@@ -22,6 +22,7 @@ import stat
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from phototagger import names
@@ -180,8 +181,6 @@ def _identity(info: os.stat_result) -> tuple[int, int]:
 
 
 def _excluded(rel_path: str, patterns: tuple[str, ...]) -> bool:
-    from fnmatch import fnmatchcase
-
     return any(fnmatchcase(rel_path, pattern) for pattern in patterns)
 
 

@@ -11,11 +11,12 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any, TypedDict
 
+from phototagger import CLONE
 from phototagger.errors import UserError
 from phototagger.files import open_atomic
 
 SCHEMA_VERSION = "1.0"
-SCHEMA = Path(__file__).resolve().parents[2] / "config/schema/record.schema.json"
+SCHEMA = CLONE / "config/schema/record.schema.json"
 
 # Stages that can quarantine a photo, in the order in which a photo passes them.
 STAGES = ("thumbs", "embed")

@@ -14,9 +14,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from phototagger import names, plan
+from phototagger import CLONE, names, plan
 from phototagger.codedigest import rule_digest
-from phototagger.config import CLONE, Config, load, merge
+from phototagger.config import Config, load, merge
 from phototagger.errors import UserError, one_of
 from phototagger.files import write_if_changed
 from phototagger.labels import load_pack

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from phototagger.config import CLONE
+from phototagger import CLONE
 from phototagger.plan import read_index
 from phototagger.prune import SHARD_OUTPUTS
 

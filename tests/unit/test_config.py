@@ -6,8 +6,8 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from phototagger import workflow
-from phototagger.config import CLONE, SCHEMA, defaults, flatten, load, parse_set, schema
+from phototagger import CLONE, workflow
+from phototagger.config import SCHEMA, defaults, flatten, load, parse_set, schema
 from phototagger.errors import UserError
 
 

@@ -5,7 +5,7 @@ import tomllib
 
 import yaml
 
-from phototagger.config import CLONE
+from phototagger import CLONE
 
 LOCK = (CLONE / "envs/requirements.lock").read_text()
 

@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phototagger.config import CLONE
+from phototagger import CLONE
 from phototagger.errors import UserError
 from phototagger.labels import check_pack, check_templates, load_pack, resolve_threshold
 

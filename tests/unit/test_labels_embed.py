@@ -9,8 +9,8 @@ import pytest
 from labels import labels
 from score import compare
 
+from phototagger import CLONE
 from phototagger.clip import embed_images, load_card_model
-from phototagger.config import CLONE
 from phototagger.errors import UserError
 from phototagger.job import Stats
 from phototagger.labels import load_pack

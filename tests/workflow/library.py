@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from phototagger.config import CLONE
+from phototagger import CLONE
 
 # Everything a run promises to be the same for the same photos, configuration and models.
 PROMISED = (

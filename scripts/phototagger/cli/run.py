@@ -10,7 +10,7 @@ from pathlib import Path
 
 import typer
 
-from phototagger import names
+from phototagger import CLONE, names
 from phototagger.cli import options as o
 from phototagger.cli.child import locked, run_child
 from phototagger.cli.errors import FailedError
@@ -26,7 +26,6 @@ from phototagger.cli.settings import (
     remembered,
     split_arguments,
 )
-from phototagger.config import CLONE
 from phototagger.errors import UserError
 
 INDEX = Path("results/plan/index.json")

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from phototagger import names
-from phototagger.config import CLONE, load, merge, parse_set
+from phototagger import CLONE, names
+from phototagger.config import load, merge, parse_set
 from phototagger.errors import UserError
 from phototagger.files import write_atomic
 
