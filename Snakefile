@@ -141,6 +141,7 @@ rule labels:
         "envs/photo-tagger.yaml"
     threads: 8
     resources:
+        gpu=RUN.gpu,
         mem_mb=6000,
         runtime=30,
     params:

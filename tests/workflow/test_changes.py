@@ -119,10 +119,13 @@ def test_an_edited_module_reruns_exactly_its_users(library, tmp_path):
     assert library.promised() == before
 
 
-def test_a_fresh_clone_finds_everything_done(library, tmp_path):
+def test_a_clone_elsewhere_finds_everything_done_and_makes_the_same(library, tmp_path):
     library.snakemake()
     copy_clone(library, tmp_path / "elsewhere")
     assert library.nothing_to_be_done()
+    twin = Library(tmp_path / "twin", library.photos, library.settings, library.clone)
+    twin.snakemake()
+    assert twin.promised() == library.promised()
 
 
 def copy_clone(library: Library, target) -> object:
