@@ -12,6 +12,7 @@ from snakemake.utils import min_version
 
 min_version("9.27")
 
+from phototagger import settings
 from phototagger.machine import PATH as MACHINE
 from phototagger.prune import prune
 from phototagger.metrics import append_metrics
@@ -424,6 +425,11 @@ rule check:
         "scripts/check.py"
 
 
+if workflow.is_main_process:
+    settings.age_what_was_forgotten(workflow.rules)
+
+
 onsuccess:
+    settings.remember(workflow.rules, RUN.started)
     prune(RUN.shard_names)
     append_metrics(RUN)

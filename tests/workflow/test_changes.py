@@ -102,8 +102,25 @@ def test_a_lost_cache_or_snakemake_folder_makes_nothing_stale(library):
     shutil.rmtree(library.work / "cache")
     assert library.nothing_to_be_done()
     shutil.rmtree(library.work / ".snakemake")
-    library.snakemake()
+    assert library.nothing_to_be_done()
     assert library.promised() == before
+
+
+def test_a_lost_snakemake_folder_hides_no_changed_setting(library, tmp_path):
+    library.snakemake()
+    labels = tmp_path / "other.txt"
+    labels.write_text("lighthouse\n" + LABELS)
+    for setting, value, rules in (
+        ("PHOTO_TAGGER__SCORE__TOPK", "3", {"score", "record", "export"}),
+        ("PHOTO_TAGGER__LABELS__PATH", str(labels), {"labels", "score", "record", "export"}),
+    ):
+        shutil.rmtree(library.work / ".snakemake")
+        library.clear_counts()
+        library.settings[setting] = value
+        library.snakemake()
+        assert library.rules_run() >= rules
+        assert not library.rules_run() & {"thumbs", "embed"}
+        assert library.nothing_to_be_done()
 
 
 def test_an_edited_module_reruns_exactly_its_users(library, tmp_path):

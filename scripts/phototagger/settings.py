@@ -1,0 +1,67 @@
+"""The settings every rule was last run with, for the day Snakemake's own memory is lost.
+
+Snakemake compares params with what `.snakemake/metadata` says of an output. Without that folder
+(deleted, or left behind when results were copied) a changed param goes unnoticed. So a run that
+reached `check` writes a digest of every rule's params to `results/plan/settings.json`; and where
+the metadata is gone, outputs of rules with other settings are made older than their inputs.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from phototagger.files import write_if_changed
+
+SETTINGS = Path("results/plan/settings.json")
+CHECK = Path("results/check.json")
+METADATA = Path(".snakemake/metadata")
+LONG_AGO = 1.0  # seconds after the epoch; 0 would mean "no time" to some programs
+
+
+def digests(rules: Iterable[Any]) -> dict[str, str]:
+    """Digest of each rule's fixed params. A param that depends on wildcards is left out: it is the
+    digest of a listing, and a changed listing is newer than what was made of it."""
+    return {rule.name: _digest(rule.params.items()) for rule in rules if rule.params}
+
+
+def remember(rules: Iterable[Any], started: float) -> None:
+    """Note the settings, if the run since `started` brought everything up to date."""
+    if CHECK.exists() and CHECK.stat().st_mtime >= started:
+        write_if_changed(SETTINGS, json.dumps(digests(rules), indent=1, sort_keys=True) + "\n")
+
+
+def age_what_was_forgotten(rules: Iterable[Any]) -> list[str]:
+    """Without metadata, make outputs of rules with changed settings stale; names those rules."""
+    rules = list(rules)
+    if METADATA.is_dir() and any(METADATA.iterdir()):
+        return []
+    try:
+        before = json.loads(SETTINGS.read_text("utf-8"))
+    except (OSError, ValueError):
+        before = {}
+    changed = {name for name, digest in digests(rules).items() if before.get(name) != digest}
+    # An output of a rule without inputs has nothing to be older than, and Snakemake makes it again
+    # only for somebody who asks: so it goes, and what was made of it is stale, too.
+    gone = {
+        str(out) for rule in rules if rule.name in changed and not rule.input for out in rule.output
+    }
+    changed |= {rule.name for rule in rules if gone & {str(path) for path in rule.input}}
+    for rule in rules:
+        if rule.name in changed:
+            for path in _outputs(rule):
+                path.unlink() if str(path) in gone else os.utime(path, (LONG_AGO, LONG_AGO))
+    return sorted(changed)
+
+
+def _digest(params: Iterable[tuple[str, Any]]) -> str:
+    fixed = sorted((name, repr(value)) for name, value in params if not callable(value))
+    return hashlib.sha256(repr(fixed).encode()).hexdigest()[:16]
+
+
+def _outputs(rule: Any) -> Iterable[Path]:
+    for pattern in rule.output:
+        yield from Path().glob(re.sub(r"\{.*\}", "*", str(pattern)))  # with the constraint in it
