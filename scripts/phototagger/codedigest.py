@@ -33,22 +33,32 @@ def used_modules(script: Path) -> set[Path]:
     found: set[Path] = set()
     queue = [script]
     while queue:
-        for module in _imports(queue.pop()):
+        for module in _analyse(queue.pop())[1]:
             if module not in found:
                 found.add(module)
                 queue.append(module)
     return found
 
 
-@cache
 def code_digest(path: Path) -> str:
     """Digest of a Python file's meaning."""
-    tree = _parse(path)
+    return _analyse(path)[0]
+
+
+@cache
+def _analyse(path: Path) -> tuple[str, tuple[Path, ...]]:
+    """A file's digest and the package's modules that it imports; files are read once per run."""
+    tree = ast.parse(path.read_text("utf-8"), str(path))
+    imports = tuple(
+        module
+        for name in _imported_names(tree)
+        if name not in NEUTRAL and (module := SCRIPTS / PACKAGE / f"{name}.py").exists()
+    )
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list) and body and _is_docstring(body[0]):
             node.body = body[1:] or [ast.Pass()]
-    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()
+    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest(), imports
 
 
 def _is_docstring(node: ast.AST) -> bool:
@@ -56,19 +66,6 @@ def _is_docstring(node: ast.AST) -> bool:
         isinstance(node, ast.Expr)
         and isinstance(node.value, ast.Constant)
         and isinstance(node.value.value, str)
-    )
-
-
-def _parse(path: Path) -> ast.Module:
-    return ast.parse(path.read_text("utf-8"), str(path))
-
-
-@cache
-def _imports(path: Path) -> tuple[Path, ...]:
-    return tuple(
-        module
-        for name in _imported_names(_parse(path))
-        if name not in NEUTRAL and (module := SCRIPTS / PACKAGE / f"{name}.py").exists()
     )
 
 

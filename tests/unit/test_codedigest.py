@@ -3,7 +3,7 @@
 import pytest
 
 from phototagger import codedigest
-from phototagger.codedigest import code_digest, rule_digest, used_modules
+from phototagger.codedigest import rule_digest, used_modules
 
 
 @pytest.fixture
@@ -25,8 +25,7 @@ def scripts(tmp_path, monkeypatch):
 
 
 def forget():
-    code_digest.cache_clear()
-    codedigest._imports.cache_clear()
+    codedigest._analyse.cache_clear()
 
 
 def digests() -> dict[str, str]:
