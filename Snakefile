@@ -84,8 +84,8 @@ rule thumbs:
         "envs/photo-tagger.yaml"
     threads: 8
     resources:
-        mem_mb=RUN.megabytes(2000, 1),
-        runtime=RUN.minutes(10, 0.05),
+        mem_mb=RUN.scaled(2000, 1),
+        runtime=RUN.scaled(10, 0.05),
     params:
         machine=str(MACHINE),
         size=CONFIG.thumbs.size,
@@ -114,8 +114,8 @@ rule embed:
     threads: 8
     resources:
         gpu=RUN.gpu,
-        mem_mb=RUN.megabytes(6000, 0.1),
-        runtime=RUN.minutes(10, 0.05),
+        mem_mb=RUN.scaled(6000, 0.1),
+        runtime=RUN.scaled(10, 0.05),
     params:
         machine=str(MACHINE),
         model=CONFIG.clip.model,
@@ -172,7 +172,7 @@ rule score:
     conda:
         "envs/photo-tagger.yaml"
     resources:
-        mem_mb=RUN.megabytes(1000, 0.5),
+        mem_mb=RUN.scaled(1000, 0.5),
         runtime=10,
     params:
         topk=CONFIG.score.topk,
@@ -203,7 +203,7 @@ rule record:
     conda:
         "envs/photo-tagger.yaml"
     resources:
-        mem_mb=RUN.megabytes(1000, 0.5),
+        mem_mb=RUN.scaled(1000, 0.5),
         runtime=10,
     params:
         model=CONFIG.clip.model,
@@ -227,8 +227,8 @@ rule sidecars:
     conda:
         "envs/photo-tagger.yaml"
     resources:
-        mem_mb=RUN.megabytes(1000, 0.5),
-        runtime=RUN.minutes(10, 0.02),
+        mem_mb=RUN.scaled(1000, 0.5),
+        runtime=RUN.scaled(10, 0.02),
     params:
         machine=str(MACHINE),
         listing=RUN.listing,

@@ -64,13 +64,10 @@ class Run:
     def code(self, rule: str) -> str:
         return rule_digest(rule, DATA.get(rule, ()))
 
-    def megabytes(self, base: int, per_photo: float) -> int:
-        """Memory for a job on the largest shard there is."""
+    def scaled(self, base: int, per_photo: float) -> int:
+        """What a job on the largest shard there is may take: megabytes, or minutes."""
         largest = max((shard.photos for shard in self.shards), default=0)
         return int(base + per_photo * largest)
-
-    def minutes(self, base: int, per_photo: float) -> int:
-        return self.megabytes(base, per_photo)
 
     @property
     def gpu(self) -> int:
