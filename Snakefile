@@ -430,6 +430,7 @@ if workflow.is_main_process:
 
 
 onsuccess:
+    RUN.freeze()
     settings.remember(workflow.rules, RUN.started)
     prune(RUN.shard_names)
     append_metrics(RUN)

@@ -25,7 +25,8 @@ from phototagger.models import card, default_models_dir, weights_digest
 
 PLAN = Path("results/plan")
 INDEX = PLAN / "index.json"
-FROZEN = Path("results/audit/config.json")
+FROZEN = PLAN / "config.json"
+AUDIT = Path("results/audit/config.json")
 OVERRIDES = "PHOTO_TAGGER_OVERRIDES"  # environment: the command line's layer, as a JSON file
 CONFIG_FILE = "PHOTO_TAGGER_CONFIG"  # environment: the file's layer, instead of config/config.yaml
 
@@ -68,6 +69,10 @@ class Run:
         """What a job on the largest shard there is may take: megabytes, or minutes."""
         largest = max((shard.photos for shard in self.shards), default=0)
         return int(base + per_photo * largest)
+
+    def freeze(self) -> None:
+        """Leave the configuration where it says what made the results; a dry run does not."""
+        write_if_changed(AUDIT, FROZEN.read_bytes())
 
     @property
     def gpu(self) -> int:

@@ -13,6 +13,8 @@ from odd_photos import make_odd_photos
 from phototagger import names
 from workflow.library import Library, make_library
 
+TOPK = "PHOTO_TAGGER__SCORE__TOPK"
+
 
 def test_dry_run_then_run_then_nothing_to_be_done(library):
     dry = library.snakemake("--dry-run")
@@ -25,6 +27,10 @@ def test_dry_run_then_run_then_nothing_to_be_done(library):
     assert len(list((library.results / "sidecars").rglob("*.xmp"))) == sum(
         bool(r["keywords"]) for r in records
     )
+    frozen = (library.results / "audit/config.json").read_bytes()
+    other = Library(library.work, library.photos, library.settings | {TOPK: "2"})
+    assert "score" in other.snakemake("--dry-run").stdout
+    assert (library.results / "audit/config.json").read_bytes() == frozen  # it made the results
     started = time.monotonic()
     assert library.nothing_to_be_done()
     assert time.monotonic() - started < 15

@@ -26,7 +26,7 @@ from phototagger.cli.run import (
 from phototagger.cli.settings import from_options, preflight
 from phototagger.metrics import STAGES
 
-FROZEN = Path("results/audit/config.json")
+FROZEN = Path("results/plan/config.json")
 
 PHOTOS_CHANGED = "photos were added, changed or removed"
 _REASONS = (
