@@ -199,8 +199,8 @@ def _walk(
     real, linked = [(top, prefix)], []
     if not _first_visit(os.stat(top), visited):
         return
-    while real or linked:
-        folder, rel = real.pop() if real else linked.pop()
+    while real:
+        folder, rel = real.pop()
         try:
             entries = sorted(os.scandir(folder), key=lambda e: e.name, reverse=True)
         except OSError as error:
