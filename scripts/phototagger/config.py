@@ -14,6 +14,7 @@ import yaml
 
 from phototagger import CLONE
 from phototagger.errors import UserError, one_of
+from phototagger.machine import Servers
 
 SCHEMA = CLONE / "config/schema/config.schema.json"
 ENVIRONMENT = "PHOTO_TAGGER__"
@@ -63,6 +64,37 @@ class Score:
 
 
 @dataclass(frozen=True)
+class Describe:
+    setup: str | None
+    caption_setup: str | None
+    keywords_setup: str | None
+    description_setup: str | None
+    caption_role: str | None
+    keywords_role: str | None
+    description_role: str | None
+    backend: str
+    model: str | None
+    caption_model: str | None
+    keywords_model: str | None
+    description_model: str | None
+    fields: tuple[str, ...]
+    profile: str
+    language: str
+    context: tuple[str, ...]
+    overwrite: bool
+    max_new_tokens: int | None
+    temperature: float | None
+    top_p: float | None
+    seed: int
+    max_keywords: int
+    lowercase: bool
+    plural: str
+    vocabulary: str | None
+    strict: bool
+    reject: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Medoids:
     tag_aware: bool
     min_size: int
@@ -90,6 +122,8 @@ class Config:
     clip: Clip
     labels: Labels
     score: Score
+    describe: Describe
+    servers: Servers
     medoids: Medoids
     sidecars: Sidecars
     report: Report
@@ -105,6 +139,8 @@ SECTIONS = {
     "clip": Clip,
     "labels": Labels,
     "score": Score,
+    "describe": Describe,
+    "servers": Servers,
     "medoids": Medoids,
     "sidecars": Sidecars,
     "report": Report,

@@ -15,6 +15,23 @@ PATH = Path("results/plan/machine.json")
 
 
 @dataclass(frozen=True)
+class Servers:
+    """How model servers are reached and started; meanings of the keys are in the schema."""
+
+    base_url: tuple[str, ...] = ()
+    api_key_env: str | None = None
+    concurrency: int | None = None
+    timeout: float = 120
+    retries: int = 6
+    busy_budget: float = 300
+    port: int | None = None
+    start_timeout: float | None = None
+    idle: float = 30
+    run_dir: str | None = None
+    preflight: bool = True
+
+
+@dataclass(frozen=True)
 class Machine:
     """Folders and devices of this machine."""
 
@@ -24,6 +41,7 @@ class Machine:
     labels: Path  # the label file or pack
     device: str  # auto, cpu or cuda
     batch_size: int | None  # images per forward pass; None: what suits the device
+    servers: Servers = Servers()
 
     @classmethod
     def load(cls, path: Path | str = PATH) -> "Machine":
@@ -36,6 +54,7 @@ class Machine:
             Path(data["labels"]),
             data["device"],
             data["batch_size"],
+            Servers(**data["servers"] | {"base_url": tuple(data["servers"]["base_url"])}),
         )
 
     def write(self, path: Path = PATH) -> None:
