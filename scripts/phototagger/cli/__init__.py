@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from phototagger import __version__
-from phototagger.cli import labels, models, run, search, status
+from phototagger.cli import labels, models, prompts, registry, run, search, status
 from phototagger.cli.errors import FailedError
+from phototagger.cli.options import Grouped
 from phototagger.errors import UserError
 
 app = typer.Typer(
@@ -38,14 +39,19 @@ def _common(
     pass
 
 
-app.command("run", help="Tag photos: everything, or just the TARGETs.")(run.run_command(None))
+app.command("run", cls=Grouped, help="Tag photos: everything, or just the TARGETs.")(
+    run.run_command(None)
+)
 for _stage, (_help, _) in run.STAGES.items():
-    app.command(_stage, help=_help)(run.run_command(_stage))
+    app.command(_stage, cls=Grouped, help=_help)(run.run_command(_stage))
 app.command("status")(status.status)
 app.command("search")(search.search)
 app.command("demo", hidden=True)(search.demo)
 app.add_typer(labels.app, name="labels")
 app.add_typer(models.app, name="models")
+app.add_typer(prompts.app, name="prompts")
+app.add_typer(registry.app, name="registry")
+app.command("list-registry", help="Same as `registry list`.")(registry.list_)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
