@@ -99,17 +99,7 @@ def load_picture(
         # a panorama: twice the pixels the model needs, not all of them
         long_edge = ceil(2 * image_size * max(width, height) / min(width, height))
         picture = thumbnails.load_photo(row, machine=machine, long_edge=long_edge)
-    return _middle(picture)
-
-
-def _middle(picture: Image.Image) -> Image.Image:
-    """The middle of a very long picture; models scale the short side up and cut out a square."""
-    width, height = picture.size
-    longest = LONGEST * min(width, height)
-    if max(width, height) <= longest:
-        return picture
-    left, top = max(0, (width - longest) // 2), max(0, (height - longest) // 2)
-    return picture.crop((left, top, width - left, height - top))
+    return images.middle(picture, LONGEST)
 
 
 def _pixels(load: Callable[[Row], Image.Image], clip: "Clip", row: Row) -> "torch.Tensor | Problem":
@@ -276,13 +266,18 @@ def _row(sha256: str, result: np.ndarray | Problem) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    from phototagger.server import stop_idle
+
     with job(snakemake) as stats:
+        machine = Machine.load(snakemake.params.machine)
+        if snakemake.resources.gpu:
+            stop_idle(machine.servers)  # a model server that nobody uses leaves the GPU to us
         embed(
             Path(snakemake.input.thumbs),
             Path(snakemake.output.table),
             model=snakemake.params.model,
             model_digest=snakemake.params.model_digest,
-            machine=Machine.load(snakemake.params.machine),
+            machine=machine,
             threads=snakemake.threads,
             size=snakemake.params.size,
             quality=snakemake.params.quality,

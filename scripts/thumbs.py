@@ -1,4 +1,4 @@
-"""Rule thumbs: one read of each photo gives its SHA-256, size, EXIF fields and thumbnail.
+"""Rule thumbs: one read of each photo gives its SHA-256, size, metadata and thumbnail.
 
 Nothing is done twice: a file whose size and mtime are known is not read, and content that is known,
 under whatever name, is not decoded. A photo with a problem is a row that says so.
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 _RAW_SUFFIXES = tuple(f".{name.lower()}" for name in RAW_FORMATS)
 _COLUMNS = ("sha256", "bytes", "width", "height", "orientation", "format")
 _EXIF_COLUMNS = ("taken_at", "camera", "lens", "gps")
+_OWN_COLUMNS = ("own_caption", "own_description", "own_keywords", "place")
 
 
 class _Shard:
@@ -60,7 +61,7 @@ class _Shard:
             log.warning("%s: %s: %s", photo.rel_path, problem.kind, problem.message)
             trouble = {"problem_kind": problem.kind, "problem": problem.message}
             return row | {"status": "problem"} | trouble, False
-        for column in _COLUMNS + _EXIF_COLUMNS:
+        for column in _COLUMNS + _EXIF_COLUMNS + _OWN_COLUMNS:
             row[column] = fields[column]
         return row | {"status": "ok", "thumb": self.kept.name(fields["sha256"])}, decoded
 

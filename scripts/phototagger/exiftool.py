@@ -108,11 +108,12 @@ class ExifTool:
     def tags(self, path: Path, *args: str) -> dict[str, Any]:
         """The tags of one file as ExifTool's JSON gives them; {} if it cannot make sense of it.
 
+        What looks like a number stays text: it may be a keyword, `007` or `1e5`.
         `path` must be a plain name, see `link`.
         """
         output = self.execute("-j", *args, str(path))
         try:
-            tags = json.loads(output.decode(errors="replace"))[0]
+            tags = json.loads(output.decode(errors="replace"), parse_int=str, parse_float=str)[0]
         except (ValueError, IndexError):
             return {}
         tags.pop("SourceFile", None)

@@ -16,7 +16,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -36,9 +36,10 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from phototagger import exif
+from phototagger import exif, own_metadata
 from phototagger.exif import Exif
 from phototagger.exiftool import ExifTool
+from phototagger.own_metadata import OwnMetadata
 from phototagger.problems import PhotoProblem
 
 log = logging.getLogger(__name__)
@@ -83,6 +84,7 @@ class Photo:
     height: int
     format: str
     exif: Exif
+    own: OwnMetadata = field(default_factory=OwnMetadata)
 
 
 def decode(
@@ -160,6 +162,19 @@ _OTHER = (
     (b"7z\xbc\xaf", "a 7z archive"),
     (b"\x7fELF", "a program"),
 )
+
+
+def middle(image: Image.Image, longest: float) -> Image.Image:
+    """The middle of a very long picture: the long side at most `longest` times the short one.
+
+    Models scale the short side up, or refuse such pictures.
+    """
+    width, height = image.size
+    limit = int(longest * min(width, height))
+    if max(width, height) <= limit:
+        return image
+    left, top = max(0, (width - limit) // 2), max(0, (height - limit) // 2)
+    return image.crop((left, top, width - left, height - top))
 
 
 def sniff(data: bytes) -> str:
@@ -302,7 +317,7 @@ def _decode_file(data: bytes, found: str, max_pixels: int, long_edge: int | None
             pixels = _turn(pixels, fields.orientation)
         if turned:
             width, height = height, width
-        return Photo(pixels, width, height, found, fields)
+        return Photo(pixels, width, height, found, fields, _read_own(image))
 
 
 def _pixels(
@@ -354,6 +369,14 @@ def _read_exif(image: ImageFile.ImageFile) -> Exif:
     # the HEIF decoder turns the pixels and resets the tag
     original = image.info.get("original_orientation")
     return replace(found, orientation=exif.orientation(original)) if original else found
+
+
+def _read_own(image: ImageFile.ImageFile) -> OwnMetadata:
+    try:
+        tags = image.getexif()
+    except Exception:
+        tags = None
+    return own_metadata.from_pillow(image, tags)
 
 
 def _check_webp(data: bytes, max_pixels: int) -> None:
@@ -556,8 +579,9 @@ def _preview(
     """The largest embedded JPEG that can be decoded, with the dimensions of the RAW photo."""
     with exiftool.link(file, f".{found.lower()}") as link:
         wanted = ("-G1", "-ImageSize#", "-Preview:all", *exif.EXIFTOOL_TAGS)
+        wanted += own_metadata.EXIFTOOL_TAGS
         tags = exiftool.tags(link, *wanted)
-        fields = exif.from_exiftool(tags)
+        fields, own = exif.from_exiftool(tags), own_metadata.from_exiftool(tags)
         width, height = _image_size(tags)
         if width and height:
             check_pixels(width, height, max_pixels)
@@ -574,7 +598,7 @@ def _preview(
                 shown = _decode_file(jpeg, "JPEG", max_pixels, long_edge)
             except PhotoProblem:
                 continue
-            return _as_raw(shown, fields, width, height, found)
+            return replace(_as_raw(shown, fields, width, height, found), own=own)
     return None
 
 
@@ -616,15 +640,15 @@ def _develop(
     if target != image.size:
         image = image.resize(target, Image.Resampling.LANCZOS, reducing_gap=_REDUCING_GAP)
     if preview is not None:
-        return Photo(image, preview.width, preview.height, found, preview.exif)
-    return Photo(image, width, height, found, _raw_exif(data))
+        return replace(preview, image=image)
+    return Photo(image, width, height, found, *_raw_metadata(data))
 
 
-def _raw_exif(data: bytes) -> Exif:
+def _raw_metadata(data: bytes) -> tuple[Exif, OwnMetadata]:
     """Most RAW formats are TIFF enough for Pillow's EXIF reader."""
     tags = Image.Exif()
     try:
         tags.load(data)
     except Exception:
-        return Exif()
-    return exif.from_pillow(tags)
+        return Exif(), OwnMetadata()
+    return exif.from_pillow(tags), own_metadata.from_exif(tags)

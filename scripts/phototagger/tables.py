@@ -31,6 +31,11 @@ THUMBS = pa.schema(
         ("camera", pa.string()),
         ("lens", pa.string()),
         ("gps", GPS),
+        # embedded in the photo: by a person, or by software on a person's behalf
+        ("own_caption", pa.string()),
+        ("own_description", pa.string()),
+        ("own_keywords", pa.list_(pa.string())),
+        ("place", pa.string()),
         ("thumb", pa.string()),  # relative to <cache>/thumbs
         ("status", pa.string()),
         ("problem_kind", pa.string()),

@@ -24,7 +24,7 @@ from phototagger.machine import Machine
 from phototagger.problems import PhotoProblem
 
 # Raise when the same photo, size and quality would give other bytes or other fields than before.
-RECIPE = "1"
+RECIPE = "2"
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,7 @@ def make_thumb(
         "height": photo.height,
         "format": photo.format,
         **asdict(photo.exif),
+        **asdict(photo.own),
     }
     return Thumb(_encode(photo.image, quality), fields)
 

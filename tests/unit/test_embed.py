@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import skimage.data
-from embed import _middle, _prefetch, embed, open_cache
+from embed import _prefetch, embed, open_cache
 from PIL import Image
 from thumbs import thumbs
 
@@ -292,13 +292,6 @@ def test_no_model_says_what_to_run(shard: Path, tmp_path: Path, tiny_models: Pat
     absent = machine(shard, tmp_path / "no-models")
     with pytest.raises(UserError, match="tiny-random-clip is not in"):
         run(shard, tiny_models, machine=absent)
-
-
-def test_only_the_middle_of_a_very_long_picture():
-    assert _middle(Image.new("RGB", (60000, 2))).size == (16, 2)
-    assert _middle(Image.new("RGB", (3, 9000))).size == (3, 24)
-    picture = Image.new("RGB", (1600, 200))
-    assert _middle(picture) is picture
 
 
 def test_decoding_runs_ahead_but_not_away():

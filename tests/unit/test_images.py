@@ -160,3 +160,10 @@ def test_raw_formats_built_on_tiff(maker: bytes, expected: str, order: str) -> N
 def test_no_traces_of_the_file_in_the_image() -> None:
     data = encoded(picture(), comment=b"secret", icc_profile=display_p3(), exif=exif(3))
     assert images.decode(data, max_pixels=LIMIT).image.info == {}
+
+
+def test_only_the_middle_of_a_very_long_picture():
+    assert images.middle(Image.new("RGB", (60000, 2)), 8).size == (16, 2)
+    assert images.middle(Image.new("RGB", (3, 9000)), 8).size == (3, 24)
+    picture = Image.new("RGB", (1600, 200))
+    assert images.middle(picture, 8) is picture
