@@ -16,6 +16,8 @@ from phototagger import settings
 from phototagger.machine import PATH as MACHINE
 from phototagger.prune import prune
 from phototagger.metrics import append_metrics
+from phototagger.server import stop_idle
+from phototagger.tasks import PATH as TASKS
 from phototagger.workflow import prepare
 
 RUN = prepare(config, main=workflow.is_main_process)
@@ -24,6 +26,7 @@ CONFIG = RUN.config
 
 wildcard_constraints:
     shard=r"[0-9a-f]{10}",
+    setup=r"[a-z0-9][a-z0-9._-]*",
 
 
 report: "config/report/workflow.rst"
@@ -61,13 +64,23 @@ rule score_all:
     localrule: True
 
 
+rule describe_all:
+    input:
+        expand(
+            "results/describe/{setup}/{shard}.jsonl",
+            setup=RUN.setups,
+            shard=RUN.shard_names,
+        ),
+    localrule: True
+
+
 rule sidecars_all:
     input:
         expand("results/sidecars-manifest/{shard}.tsv", shard=RUN.shard_names),
     localrule: True
 
 
-# --- per shard: photo -> thumbnail -> embedding -> scores -> record -> sidecar -------------------
+# --- per shard: photo -> thumbnail -> embedding -> scores, answers -> record -> sidecar ----------
 
 
 rule thumbs:
@@ -79,7 +92,7 @@ rule thumbs:
         "results/logs/thumbs/{shard}.log",
     benchmark:
         "results/benchmarks/thumbs/{shard}.tsv"
-    priority: 1  # before embed, so that one embed job with the model loaded finds work for many
+    priority: 2  # before embed, so that one embed job with the model loaded finds work for many
     conda:
         "envs/photo-tagger.yaml"
     threads: 8
@@ -109,6 +122,7 @@ rule embed:
         "results/logs/embed/{shard}.log",
     benchmark:
         "results/benchmarks/embed/{shard}.tsv"
+    priority: 1  # before describe, whose server would keep the GPU
     conda:
         "envs/photo-tagger.yaml"
     threads: 8
@@ -186,6 +200,39 @@ rule score:
         "scripts/score.py"
 
 
+rule describe:
+    input:
+        thumbs="results/thumbs/{shard}.parquet",
+        before=RUN.quoted,
+    output:
+        answers="results/describe/{setup}/{shard}.jsonl",
+    log:
+        "results/logs/describe/{setup}/{shard}.log",
+    benchmark:
+        "results/benchmarks/describe/{setup}/{shard}.tsv"
+    conda:
+        "envs/photo-tagger.yaml"
+    resources:
+        gpu=RUN.gpus_of,
+        asking=1,
+        mem_mb=RUN.scaled(2000, 2),
+        runtime=RUN.scaled(30, 0.5),
+    params:
+        machine=str(MACHINE),
+        tasks=str(TASKS),
+        setup_digest=RUN.setup_digest,
+        prompt_digest=RUN.prompt_digest,
+        recipe=RUN.recipe,
+        size=CONFIG.thumbs.size,
+        quality=CONFIG.thumbs.quality,
+        listing=RUN.listing,
+        code=RUN.code("describe"),
+    message:
+        "Ask {wildcards.setup} about the photos of shard {wildcards.shard}"
+    script:
+        "scripts/describe.py"
+
+
 rule record:
     input:
         listing="results/plan/shards/{shard}.tsv",
@@ -193,6 +240,7 @@ rule record:
         embeddings="results/embeddings/{shard}.parquet",
         scores="results/scores/{shard}.parquet",
         labels="results/labels/labels.json",
+        described=RUN.answers,
     output:
         records="results/records/{shard}.jsonl",
         problems="results/problems/{shard}.csv",
@@ -418,6 +466,7 @@ rule check:
         runtime=60,
     params:
         run_id=RUN.run_id,
+        fields=RUN.fields,
         code=RUN.code("check"),
     message:
         "Check that every photo is accounted for"
@@ -426,11 +475,16 @@ rule check:
 
 
 if workflow.is_main_process:
-    settings.age_what_was_forgotten(workflow.rules)
+    settings.age_what_was_forgotten(workflow.rules, RUN.by_wildcards)
 
 
 onsuccess:
+    stop_idle(CONFIG.servers)
     RUN.freeze()
-    settings.remember(workflow.rules, RUN.started)
-    prune(RUN.shard_names)
+    settings.remember(workflow.rules, RUN.by_wildcards, RUN.started)
+    prune(RUN.shard_names, RUN.setups, sidecars=CONFIG.sidecars.enabled)
     append_metrics(RUN)
+
+
+onerror:
+    stop_idle(CONFIG.servers)

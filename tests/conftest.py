@@ -1,8 +1,9 @@
-"""Models that several test files share; built once."""
+"""Models and settings that several test files share."""
 
 from pathlib import Path
 
 import pytest
+from workflow.library import LABELS
 
 from phototagger import demo_clip, models
 
@@ -21,3 +22,17 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     demo_clip.build(folder, demo_clip.TINY)
     return folder
+
+
+@pytest.fixture(scope="session")
+def wiring(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Settings of runs in which nothing needs a meaning: tiny model, few labels, small shards."""
+    labels = tmp_path_factory.mktemp("labels") / "few.txt"
+    labels.write_text(LABELS)
+    return {
+        "PHOTO_TAGGER__CLIP__MODEL": "tiny-random-clip",
+        "PHOTO_TAGGER__CLIP__MODELS_DIR": str(tiny_models),
+        "PHOTO_TAGGER__LABELS__PATH": str(labels),
+        "PHOTO_TAGGER__SCORE__THRESHOLD": "-0.05",
+        "PHOTO_TAGGER__PLAN__SHARD_SIZE": "64",
+    }

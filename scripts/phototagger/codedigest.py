@@ -13,8 +13,19 @@ from pathlib import Path
 
 PACKAGE = "phototagger"
 SCRIPTS = Path(__file__).resolve().parents[1]
-# Modules without influence on what a result says: logging, counting, where things lie.
-NEUTRAL = {"errors", "job", "machine"}
+# Modules without influence on what a result says: logging, counting, where things lie, how servers
+# are started and checked (what shapes an answer is in a setup's digest).
+NEUTRAL = {
+    "commandline",
+    "connection",
+    "errors",
+    "job",
+    "machine",
+    "preflight",
+    "server",
+    "setups",
+    "supervisor",
+}
 
 
 def rule_digest(rule: str, data: Iterable[Path] = ()) -> str:

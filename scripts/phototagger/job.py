@@ -38,7 +38,7 @@ class Stats:
     skipped: int = 0  # not attempted: an earlier stage quarantined them
     seconds: float = 0.0
     finished: bool = False
-    extra: dict[str, int] = field(default_factory=dict)  # "ahead": computed for other jobs
+    extra: dict[str, Any] = field(default_factory=dict)  # "ahead": computed for other jobs
     path: Path | None = None
     _started: float = field(default_factory=time.monotonic)
     _written: float = 0.0

@@ -23,6 +23,18 @@ KINDS: dict[str, str] = {
     "out_of_memory": "Use fewer threads or a machine with more memory, then run again.",
     "changed_while_reading": "Another program was writing the file; run again when it is done.",
     "embed_failed": "The model could not take this picture; see the log of its shard.",
+    "picture_failed": "The picture could not be prepared for the model; see the log of its shard.",
+    "answer_invalid": "The model does not keep to the form; try another setup or prompt profile.",
+    "answer_truncated": "The model did not come to an end; raise describe.max_new_tokens.",
+    "answer_digits": "The model answered with digits only; try another setup or prompt profile.",
+    "answer_empty": "The model had nothing to say; try another setup or prompt profile.",
+    "answer_language": "Not in describe.language; try another setup or prompt profile.",
+    "answer_loop": "The model repeated itself; try another setup, or a higher temperature.",
+    "answer_meta": "The answer is about the picture as a picture; try another prompt profile.",
+    "answer_refusal": "The model refused; try another setup or prompt profile.",
+    "answer_repeated": "Many photos got this same answer; try another setup or prompt profile.",
+    "server_refused": "The server does not take this request; see the log of its shard.",
+    "server_failed": "The server failed on this photo; ask again with -- --forcerun describe.",
 }
 
 _ADDRESS = re.compile(r"\s*at 0x[0-9a-fA-F]+|0x[0-9a-fA-F]{6,}")

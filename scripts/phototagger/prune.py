@@ -46,17 +46,30 @@ def prune_sidecars(folder: Path, manifests: Iterable[Path]) -> int:
     return removed
 
 
-def prune(shards: Iterable[str], results: Path = Path("results")) -> int:
-    """Remove what vanished shards and killed jobs left behind; called when a run has succeeded.
+def prune(
+    shards: Iterable[str],
+    setups: Iterable[str] = (),
+    results: Path = Path("results"),
+    *,
+    sidecars: bool = True,
+) -> int:
+    """Remove what vanished shards, model setups that are no longer asked, and killed jobs left
+    behind; called when a run has succeeded.
 
+    Without `sidecars` (none are made any more) also those that no longer say what records say.
     Returns how many files were removed.
     """
-    current = set(shards)
+    current, asked = set(shards), set(setups)
     gone = [
         path
         for folder, suffix in SHARD_OUTPUTS.items()
         for path in (results / folder).glob(f"*{suffix}")
         if path.stem not in current
+    ]
+    gone += [
+        path
+        for path in (results / "describe").glob("*/*.jsonl")
+        if path.stem not in current or path.parent.name not in asked
     ]
     for kind in ("logs", "benchmarks"):
         gone += [
@@ -64,14 +77,32 @@ def prune(shards: Iterable[str], results: Path = Path("results")) -> int:
             for path in (results / kind).glob("*/*.*")
             if _SHARD.fullmatch(path.stem) and path.stem not in current
         ]
+        gone += [
+            path
+            for path in (results / kind / "describe").glob("*/*.*")
+            if path.stem not in current or path.parent.name not in asked
+        ]
+    if not sidecars:
+        gone += _outdated_manifests(results)
     gone += [path for path in _files(results) if _TEMPORARY.match(path.name)]
     for path in gone:
         path.unlink(missing_ok=True)
     for path in results.glob(".*.tmp"):  # folders that were being filled
         if _TEMPORARY.fullmatch(path.name) and path.is_dir():
             shutil.rmtree(path)
+    for folder in (results / "describe", results / "logs", results / "benchmarks"):
+        if folder.is_dir():
+            remove_empty_folders(folder)
     manifests = list((results / "sidecars-manifest").glob("*.tsv"))
     return len(gone) + prune_sidecars(results / "sidecars", manifests)
+
+
+def _outdated_manifests(results: Path) -> Iterable[Path]:
+    """Manifests older than the records that they were made of."""
+    for manifest in (results / "sidecars-manifest").glob("*.tsv"):
+        records = results / "records" / f"{manifest.stem}.jsonl"
+        if records.exists() and records.stat().st_mtime_ns > manifest.stat().st_mtime_ns:
+            yield manifest
 
 
 def _files(folder: Path) -> Iterable[Path]:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +22,24 @@ METADATA = Path(".snakemake/metadata")
 LONG_AGO = 1.0  # seconds after the epoch; 0 would mean "no time" to some programs
 
 
-def digests(rules: Iterable[Any]) -> dict[str, str]:
-    """Digest of each rule's fixed params. A param that depends on wildcards is left out: it is the
-    digest of a listing, and a changed listing is newer than what was made of it."""
-    return {rule.name: _digest(rule.params.items()) for rule in rules if rule.params}
+def digests(rules: Iterable[Any], by_wildcards: Mapping[str, str]) -> dict[str, str]:
+    """Digest of each rule's params. Of those that depend on wildcards, the digests of listings are
+    left out (a changed listing is newer than what was made of it); others are in `by_wildcards`."""
+    return {
+        rule.name: _digest([*rule.params.items(), ("", by_wildcards.get(rule.name))])
+        for rule in rules
+        if rule.params
+    }
 
 
-def remember(rules: Iterable[Any], started: float) -> None:
+def remember(rules: Iterable[Any], by_wildcards: Mapping[str, str], started: float) -> None:
     """Note the settings, if the run since `started` brought everything up to date."""
     if CHECK.exists() and CHECK.stat().st_mtime >= started:
-        write_if_changed(SETTINGS, json.dumps(digests(rules), indent=1, sort_keys=True) + "\n")
+        content = json.dumps(digests(rules, by_wildcards), indent=1, sort_keys=True) + "\n"
+        write_if_changed(SETTINGS, content)
 
 
-def age_what_was_forgotten(rules: Iterable[Any]) -> list[str]:
+def age_what_was_forgotten(rules: Iterable[Any], by_wildcards: Mapping[str, str]) -> list[str]:
     """Without metadata, make outputs of rules with changed settings stale; names those rules."""
     rules = list(rules)
     if METADATA.is_dir() and any(METADATA.iterdir()):
@@ -43,7 +48,9 @@ def age_what_was_forgotten(rules: Iterable[Any]) -> list[str]:
         before = json.loads(SETTINGS.read_text("utf-8"))
     except (OSError, ValueError):
         before = {}
-    changed = {name for name, digest in digests(rules).items() if before.get(name) != digest}
+    changed = {
+        name for name, digest in digests(rules, by_wildcards).items() if before.get(name) != digest
+    }
     # An output of a rule without inputs has nothing to be older than, and Snakemake makes it again
     # only for somebody who asks: so it goes, and what was made of it is stale, too.
     gone = {
@@ -64,4 +71,4 @@ def _digest(params: Iterable[tuple[str, Any]]) -> str:
 
 def _outputs(rule: Any) -> Iterable[Path]:
     for pattern in rule.output:
-        yield from Path().glob(re.sub(r"\{.*\}", "*", str(pattern)))  # with the constraint in it
+        yield from Path().glob(re.sub(r"\{[^/]*\}", "*", str(pattern)))  # constraints included

@@ -7,6 +7,7 @@ that parses the Snakefile again on another node only reads what was written.
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -22,9 +23,13 @@ from phototagger.files import write_if_changed
 from phototagger.labels import load_pack
 from phototagger.machine import Machine
 from phototagger.models import card, default_models_dir, weights_digest
+from phototagger.prompts import FIELDS
+from phototagger.tasks import PATH as TASKS
+from phototagger.tasks import Task, plan_tasks, quoted, sha256_json
 
 PLAN = Path("results/plan")
 INDEX = PLAN / "index.json"
+VERDICTS = PLAN / "preflight"  # on model servers, kept by the jobs of one run
 FROZEN = PLAN / "config.json"
 AUDIT = Path("results/audit/config.json")
 OVERRIDES = "PHOTO_TAGGER_OVERRIDES"  # environment: the command line's layer, as a JSON file
@@ -35,7 +40,8 @@ REPORT = [
     for name in ("report.html.jinja", "base.html.jinja", "tile.html.jinja", "page.css", "filter.js")
 ]
 RECORD_SCHEMA = CLONE / "config/schema/record.schema.json"
-DATA = {"report": REPORT, "check": [RECORD_SCHEMA]}
+WORDS = sorted((CLONE / "config/words").glob("*.txt"))
+DATA = {"report": REPORT, "check": [RECORD_SCHEMA], "describe": WORDS}
 
 
 @dataclass(frozen=True)
@@ -45,8 +51,9 @@ class Run:
     config: Config
     shards: list[plan.Shard]
     run_id: str
-    facts: Mapping[str, str]  # model_digest, pack, labels, roots
+    facts: Mapping[str, Any]  # model_digest, pack, labels, roots, setups
     threshold: float
+    tasks: Mapping[str, Task] = field(default_factory=dict)  # by setup
     started: float = field(default_factory=time.time)
 
     @cached_property
@@ -64,6 +71,52 @@ class Run:
 
     def code(self, rule: str) -> str:
         return rule_digest(rule, DATA.get(rule, ()))
+
+    # ------------------------------------------------------ the rule `describe`, by its wildcards
+
+    @property
+    def setups(self) -> list[str]:
+        """Slugs of the setups that are asked, in the order of their fields."""
+        return list(self.tasks)
+
+    @property
+    def fields(self) -> list[str]:
+        """What is asked for: caption, keywords, description or some of them."""
+        return [name for name in FIELDS if any(name in t.prompts for t in self.tasks.values())]
+
+    def answers(self, wildcards: Any) -> list[str]:
+        """All answers about the photos of a shard."""
+        return [f"results/describe/{setup}/{wildcards.shard}.jsonl" for setup in self.tasks]
+
+    def quoted(self, wildcards: Any) -> list[str]:
+        """The answers of other setups that a setup's questions quote."""
+        others = quoted(self.tasks, wildcards.setup) if wildcards.setup in self.tasks else []
+        return [f"results/describe/{setup}/{wildcards.shard}.jsonl" for setup in others]
+
+    def setup_digest(self, wildcards: Any) -> str:
+        return self._of_setup(wildcards, "setup_digest")
+
+    def prompt_digest(self, wildcards: Any) -> str:
+        return self._of_setup(wildcards, "prompt_digest")
+
+    def recipe(self, wildcards: Any) -> str:
+        return self._of_setup(wildcards, "recipe")
+
+    def _of_setup(self, wildcards: Any, fact: str) -> str:
+        return self.facts["setups"].get(wildcards.setup, {}).get(fact, "")
+
+    def gpus_of(self, wildcards: Any) -> int:
+        """GPUs that a setup's server takes on the machine of its job."""
+        task = self.tasks.get(wildcards.setup)
+        ours = task and task.setup.command and not self.config.servers.base_url
+        return task.setup.gpus if ours else 0
+
+    @property
+    def by_wildcards(self) -> dict[str, str]:
+        """Digests of params that depend on wildcards, by rule (see `settings`)."""
+        return {"describe": sha256_json(self.facts["setups"])}
+
+    # ---------------------------------------------------------------------------------- resources
 
     def scaled(self, base: int, per_photo: float) -> int:
         """What a job on the largest shard there is may take: megabytes, or minutes."""
@@ -102,7 +155,12 @@ def prepare(overrides: Mapping[str, Any], main: bool) -> Run:
         labels,
         config.clip.device,
         config.clip.batch_size,
+        config.servers,
     ).write()
+    tasks = plan_tasks(config.describe, config.servers, _vocabulary(config.describe.vocabulary))
+    content = {slug: task.as_dict() for slug, task in tasks.items()}
+    write_if_changed(TASKS, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    shutil.rmtree(VERDICTS, ignore_errors=True)
     options = plan.ScanOptions(
         config.photos.extensions,
         config.photos.recursive,
@@ -121,6 +179,7 @@ def prepare(overrides: Mapping[str, Any], main: bool) -> Run:
         "pack": pack.digest,
         "labels": labels.name,
         "roots": plan.digest(repr(roots.roots).encode()),
+        "setups": {slug: _digests(task) for slug, task in tasks.items()},
     }
     if threshold is None:
         threshold = getattr(model.thresholds, config.score.measure)
@@ -128,7 +187,7 @@ def prepare(overrides: Mapping[str, Any], main: bool) -> Run:
     frozen = {"run_id": run_id, "threshold": threshold, "facts": facts, "config": config.as_dict()}
     write_if_changed(FROZEN, json.dumps(frozen, indent=1, ensure_ascii=False) + "\n")
     plan.write_index(INDEX, shards, run_id)
-    return Run(config, shards, run_id, facts, threshold)
+    return Run(config, shards, run_id, facts, threshold, tasks)
 
 
 def read_config(overrides: Mapping[str, Any], env: Mapping[str, str]) -> tuple[Config, plan.Roots]:
@@ -153,8 +212,8 @@ def config_file(env: Mapping[str, str]) -> Path:
     return here if here.exists() else CLONE / here
 
 
-def find_labels(name: str) -> Path:
-    """A label file or pack by path or by name."""
+def find_labels(name: str, key: str = "labels.path") -> Path:
+    """A label file or pack by path or by name; `key` is where the name was given."""
     places = [
         Path(name),
         CLONE / name,
@@ -171,7 +230,7 @@ def find_labels(name: str) -> Path:
         for path in folder.iterdir()
         if path.is_dir() or path.suffix == ".txt"
     }
-    raise one_of("labels.path: label file or pack", name, sorted(packs))
+    raise one_of(f"{key}: label file or pack", name, sorted(packs))
 
 
 def own_folders(roots: plan.Roots, cache: Path) -> list[Path]:
@@ -187,7 +246,26 @@ def _read() -> Run:
     frozen = json.loads(FROZEN.read_text("utf-8"))
     shards, run_id = plan.read_index(INDEX)
     config = load(None, {}, json.loads(json.dumps(frozen["config"])))
-    return Run(config, shards, run_id, frozen["facts"], frozen["threshold"])
+    planned = json.loads(TASKS.read_text("utf-8"))
+    tasks = {slug: Task.from_dict(task) for slug, task in planned.items()}
+    return Run(config, shards, run_id, frozen["facts"], frozen["threshold"], tasks)
+
+
+def _digests(task: Task) -> dict[str, Any]:
+    return {
+        "setup_digest": task.setup.digest,
+        "prompt_digest": task.prompt_digest,
+        "recipe": task.recipe,
+        "fields": list(task.prompts),
+        "profile": task.profile,
+    }
+
+
+def _vocabulary(name: str | None) -> tuple[Path, str] | None:
+    if name is None:
+        return None
+    path = find_labels(name, "describe.vocabulary")
+    return path, load_pack(path).digest
 
 
 def _run_id(config: Config, shards: list[plan.Shard], facts: Mapping[str, str]) -> str:
@@ -196,7 +274,8 @@ def _run_id(config: Config, shards: list[plan.Shard], facts: Mapping[str, str]) 
     del shaping["photos"]["roots"]
     for key in ("device", "batch_size", "models_dir"):
         del shaping["clip"][key]
-    del shaping["cache"], shaping["labels"]["path"]
+    del shaping["cache"], shaping["labels"]["path"], shaping["servers"]
+    del shaping["describe"]  # in the digests of its setups
     content = {
         "config": shaping,
         "shards": [[shard.name, shard.digest] for shard in shards],

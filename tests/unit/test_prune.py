@@ -4,7 +4,7 @@ import pytest
 
 from phototagger.manifest import read_manifest, sidecar_path, write_manifest
 from phototagger.names import encode
-from phototagger.prune import prune_sidecars
+from phototagger.prune import prune, prune_sidecars
 
 
 @pytest.fixture
@@ -74,3 +74,23 @@ def test_unreadable_manifest_removes_nothing(folder, tmp_path):
     with pytest.raises(FileNotFoundError):
         prune_sidecars(folder, [manifest(tmp_path, "1", "a.jpg"), tmp_path / "lost.tsv"])
     assert len(files(folder)) == 5
+
+
+@pytest.mark.parametrize("made", [True, False])
+def test_without_sidecars_only_the_outdated_ones_go(made, tmp_path):
+    """Records made anew leave behind sidecars that may no longer say what the records say."""
+    shards = ["000000000a", "000000000b"]
+    for name, age in zip(shards, (1, -1), strict=True):
+        records = tmp_path / f"records/{name}.jsonl"
+        sidecar = sidecar_path(tmp_path / "sidecars", f"{name}.jpg")
+        listed = tmp_path / f"sidecars-manifest/{name}.tsv"
+        for path in (records, sidecar, listed):
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("")
+        write_manifest(listed, [(f"{name}.jpg", "0" * 64)])
+        os.utime(records, (1000, 1000))
+        os.utime(listed, (1000 + age, 1000 + age))
+    prune(shards, results=tmp_path, sidecars=made)
+    kept = shards if made else shards[:1]
+    assert files(tmp_path / "sidecars") == {f"{name}.jpg.xmp" for name in kept}
+    assert files(tmp_path / "sidecars-manifest") == {f"{name}.tsv" for name in kept}

@@ -1,0 +1,226 @@
+"""Rule `describe`: captions, keywords and descriptions of one shard's photos from one model setup.
+
+One line per photo and field (JSON lines), in path order. Replies are kept by content, so a stale
+shard costs only the requests nobody has made before; if there are none, no server is started. A
+field that got no good answer is a line with the reason, and never ends the job; a server that
+cannot be used does.
+"""
+
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import quantiles
+from typing import Any
+
+from phototagger import tables
+from phototagger.asking import Answer, Asker, Connect, Outcome, Replies, Row, Value
+from phototagger.errors import UserError
+from phototagger.files import open_atomic
+from phototagger.job import Stats, job
+from phototagger.machine import Machine
+from phototagger.pictures import Pictures
+from phototagger.tasks import Task
+
+WORKERS = 8  # photos under way beside the requests in flight, so that pictures are ready in time
+
+
+def describe(
+    thumbs: Path,
+    output: Path,
+    *,
+    task: Task,
+    before: Sequence[Path],
+    machine: Machine,
+    connect: Connect,
+    size: int,
+    quality: int,
+    stats: Stats | None = None,
+) -> None:
+    """Write the answers of a setup for a shard.
+
+    `before` are the answers of other setups that the questions quote. `size` and `quality` are
+    those of the thumbnails.
+
+    Raises UserError if the server cannot be had or used; what was answered is kept.
+    """
+    import asyncio
+
+    stats = stats or Stats()
+    rows = tables.read_table(thumbs).to_pylist()
+    good = [row for row in rows if row["status"] == "ok"]
+    stats.photos = len(rows)
+    stats.skipped = len(rows) - len(good)
+    pictures = Pictures(task.setup.image, machine, size=size, quality=quality)
+    asker = Asker(
+        task,
+        Replies(machine.cache / "describe"),
+        pictures,
+        connect,
+        image_recipe=pictures.recipe,
+        workers=workers(task, machine),
+    )
+
+    def progress(answers: list[Answer]) -> None:
+        count(stats, answers)
+        stats.progress()
+
+    outcome = asyncio.run(asker.ask(good, read_values(before), progress))
+    recount(stats, len(rows) - len(good), outcome)
+    stats.extra |= costs(task, outcome)
+    with open_atomic(output) as file:
+        for row, answers in zip(good, outcome.answers, strict=True):
+            for answer in answers:
+                file.write(json.dumps(line(row, answer, task), ensure_ascii=False) + "\n")
+
+
+def workers(task: Task, machine: Machine) -> int:
+    """Photos under way at once."""
+    servers = machine.servers
+    in_flight = servers.concurrency or task.setup.concurrency or 8
+    return in_flight * max(1, len(servers.base_url)) + WORKERS
+
+
+def line(row: Row, answer: Answer, task: Task) -> dict[str, Any]:
+    """What the output says about one field of one photo."""
+    asked = answer.status != "skipped"
+    prompt = task.prompts[answer.field]
+    return {
+        "rel_path": row["rel_path"],
+        "sha256": row["sha256"],
+        "field": answer.field,
+        "status": answer.status,
+        "text": answer.text,
+        "keywords": answer.keywords,
+        "paths": dict(answer.paths),
+        "kind": answer.kind,
+        "message": answer.message,
+        "notes": list(answer.notes),
+        "setup": task.setup.slug,
+        "setup_digest": task.setup.digest,
+        "model": answer.model,
+        "server": answer.server,
+        "profile": task.profile,
+        "prompt_digest": task.prompt_digest,
+        "request": answer.request,
+        "seed": answer.seed,
+        "max_tokens": answer.max_tokens,
+        "temperature": prompt.temperature if asked else None,
+        "top_p": prompt.top_p if asked else None,
+        "prompt_tokens": answer.prompt_tokens,
+        "completion_tokens": answer.completion_tokens,
+        "seconds": answer.seconds,
+        "attempts": answer.attempts,
+        "finish_reason": answer.finish_reason,
+    }
+
+
+def read_values(paths: Iterable[Path]) -> dict[str, dict[str, Value]]:
+    """Answers that were given: rel_path -> field -> text or keywords."""
+    found: dict[str, dict[str, Value]] = {}
+    for path in paths:
+        with path.open(encoding="utf-8") as file:
+            for said in map(json.loads, file):
+                value = said["keywords"] if said["field"] == "keywords" else said["text"]
+                if value:
+                    found.setdefault(said["rel_path"], {})[said["field"]] = value
+    return found
+
+
+def read_task(path: Path, setup: str, recipe: str) -> Task:
+    """What the plan says is to be asked of a setup.
+
+    Raises UserError if the plan was made anew since the job was planned.
+    """
+    data = json.loads(path.read_text("utf-8")).get(setup)
+    task = Task.from_dict(data) if data else None
+    if task is None or task.recipe != recipe:
+        raise UserError(f"{path}: {setup}: the plan has changed meanwhile; run again")
+    return task
+
+
+# ---------------------------------------------------------------------------------------- counts
+
+
+def count(stats: Stats, answers: Sequence[Answer]) -> None:
+    """Count a photo by the most that happened to one of its fields."""
+    if any(answer.status == "failed" for answer in answers):
+        stats.problems += 1
+    elif any(answer.fresh for answer in answers):
+        stats.computed += 1
+    elif all(answer.status == "skipped" for answer in answers):
+        stats.skipped += 1
+    else:
+        stats.cached += 1
+
+
+def recount(stats: Stats, unreadable: int, outcome: Outcome) -> None:
+    """Count again when all is known: answers may have become problems at the end."""
+    stats.computed = stats.cached = stats.problems = 0
+    stats.skipped = unreadable
+    for answers in outcome.answers:
+        count(stats, answers)
+
+
+def costs(task: Task, outcome: Outcome) -> dict[str, Any]:
+    """What the job's counts say besides photos."""
+    fields = {}
+    for position, name in enumerate(task.prompts):
+        found = [photo[position] for photo in outcome.answers]
+        states = Counter(answer.status for answer in found)
+        asked = [answer for answer in found if answer.fresh]
+        seconds = sorted(answer.seconds or 0.0 for answer in asked)
+        fields[name] = {
+            "done": states["done"],
+            "cached": sum(a.status == "done" and not a.fresh for a in found),
+            "failed": states["failed"],
+            "skipped": states["skipped"],
+            "prompt_tokens": sum(answer.prompt_tokens or 0 for answer in asked),
+            "completion_tokens": sum(answer.completion_tokens or 0 for answer in asked),
+            "seconds": percentiles(seconds),
+            "busy": round(sum(seconds), 3),
+        }
+    return {
+        "requests": outcome.requests,
+        "retries": dict(sorted(outcome.retries.items())),
+        "reseeds": outcome.reseeds,
+        "raised": outcome.raised,
+        "fields": fields,
+        "setup": task.setup.slug,
+        "profile": task.profile,
+        "server": outcome.server,
+        "model": outcome.model or task.setup.model,
+    }
+
+
+def percentiles(seconds: Sequence[float]) -> list[float] | None:
+    """Median and 95th percentile, None without values."""
+    if len(seconds) < 2:
+        return [round(seconds[0], 3)] * 2 if seconds else None
+    cuts = quantiles(seconds, n=20, method="inclusive")
+    return [round(cuts[9], 3), round(cuts[18], 3)]
+
+
+if __name__ == "__main__":
+    from phototagger.connection import connect
+
+    with job(snakemake) as stats:
+        machine = Machine.load(snakemake.params.machine)
+        task = read_task(
+            Path(snakemake.params.tasks), snakemake.wildcards.setup, snakemake.params.recipe
+        )
+        server_log = Path("results/logs/servers") / f"{task.setup.slug}-{os.uname().nodename}.log"
+        logging.getLogger("httpx").setLevel(logging.WARNING)  # a line per request otherwise
+        describe(
+            Path(snakemake.input.thumbs),
+            Path(snakemake.output.answers),
+            task=task,
+            before=[Path(path) for path in snakemake.input.before],
+            machine=machine,
+            connect=lambda: connect(task.setup, machine.servers, server_log),
+            size=snakemake.params.size,
+            quality=snakemake.params.quality,
+            stats=stats,
+        )

@@ -1,0 +1,538 @@
+"""Asking a model about photos: which questions, in which order, when to ask again, what to keep.
+
+Every reply is written to `<cache>/describe/ab/<key>.json` the moment it arrives. The key is the
+SHA-256 of all that shapes a reply: the photo's SHA-256, how its picture is prepared, the setup's
+digest, the texts, the schema and the decoding parameters. Replies that were cut off or rejected are
+kept as well, so that a run that was killed goes through the same steps again without a request.
+
+The fields of one photo are asked for one after the other, with the picture first in each message,
+so that a server's prefix cache has the picture; many photos are under way at the same time.
+"""
+
+import asyncio
+import base64
+import hashlib
+import json
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from phototagger import answers, keywords, names, prompts
+from phototagger.chat import Question, Refused, Reply
+from phototagger.files import write_atomic
+from phototagger.problems import PhotoProblem, one_line
+from phototagger.prompts import Prompt
+from phototagger.tasks import Task, sha256_json
+
+RECIPE = "1"  # raised when the same settings would ask something else
+RAISES = 2  # times the token limit is doubled for an answer that was cut off
+RESEEDS = {"answer_invalid": 2}  # times another seed is tried; once for all other kinds
+
+Row = Mapping[str, Any]  # of the thumbs table
+Value = str | list[str]
+
+
+# -------------------------------------------------------------------------------------- answers
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of one field of one photo."""
+
+    field: str
+    status: str  # done, skipped or failed
+    text: str | None = None
+    keywords: list[str] | None = None
+    paths: Mapping[str, list[str]] = field(default_factory=dict)  # of keywords in a vocabulary
+    kind: str | None = None
+    message: str | None = None
+    notes: tuple[str, ...] = ()
+    model: str | None = None
+    server: str | None = None
+    request: str | None = None  # key of the kept reply
+    seed: int | None = None
+    max_tokens: int | None = None
+    prompt_tokens: int | None = None  # of all replies it took
+    completion_tokens: int | None = None
+    seconds: float | None = None
+    attempts: int | None = None  # requests
+    finish_reason: str | None = None
+    fresh: bool = False  # something was asked just now
+
+    @property
+    def value(self) -> Value | None:
+        return self.keywords if self.field == "keywords" else self.text
+
+
+@dataclass
+class Outcome:
+    """All answers, photo by photo in the given order, and what they cost in this run."""
+
+    answers: list[list[Answer]]
+    requests: int = 0
+    retries: Counter[str] = field(default_factory=Counter)
+    reseeds: int = 0
+    raised: int = 0
+    server: str | None = None
+    model: str | None = None
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A reply, and who gave it."""
+
+    reply: Reply
+    server: str | None
+
+
+class Connection(Protocol):
+    """A server that is up and was checked; `chat.ChatClient` and who it speaks to."""
+
+    version: str | None
+    counts: Any
+
+    async def ask(self, question: Question) -> Reply: ...
+
+
+Connect = Callable[[], AbstractAsyncContextManager[Connection]]
+
+
+class Replies:
+    """Kept replies, `ab/<key>.json`: the request (without the picture) and the reply."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+
+    def path(self, key: str) -> Path:
+        return self._folder / key[:2] / f"{key}.json"
+
+    def get(self, key: str) -> Kept | None:
+        """None if it is not known or the file is damaged."""
+        try:
+            data = json.loads(self.path(key).read_bytes())
+            return Kept(Reply(**data["reply"]), data["server"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def put(self, key: str, request: Mapping[str, Any], kept: Kept) -> None:
+        content = {"request": request, "reply": asdict(kept.reply), "server": kept.server}
+        write_atomic(self.path(key), json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+
+
+# --------------------------------------------------------------------------------------- asking
+
+
+class Asker:
+    """Asks one setup about photos. `picture` gives the encoded picture of a row."""
+
+    def __init__(
+        self,
+        task: Task,
+        replies: Replies,
+        picture: Callable[[Row], bytes],
+        connect: Connect,
+        *,
+        image_recipe: str,
+        workers: int,
+    ):
+        self._task = task
+        self._replies = replies
+        self._picture = picture
+        self._connect = connect
+        self._image_recipe = image_recipe
+        self._workers = workers
+        self._rules = keywords.Rules(
+            max_keywords=task.max_keywords,
+            lowercase=task.lowercase,
+            plural=task.plural,
+            language=task.language,
+            vocabulary=_labels(task.vocabulary),
+            strict=task.strict,
+            max_words=task.prompts["keywords"].max_words if "keywords" in task.prompts else None,
+        )
+        self._connection: Connection | None = None
+        self._connecting = asyncio.Lock()
+        self._pending: dict[str, asyncio.Future[Kept]] = {}
+        self._reseeds = self._raised = 0
+
+    async def ask(
+        self,
+        rows: Sequence[Row],
+        earlier: Mapping[str, Mapping[str, Value]],
+        progress: Callable[[list[Answer]], None] = lambda _: None,
+    ) -> Outcome:
+        """Answers for every row. `earlier`: other setups' answers, rel_path -> field -> value.
+
+        Raises UserError if the server cannot be had or used; replies so far are kept.
+        """
+        self._stack = AsyncExitStack()
+        async with self._stack:
+            found = [answer async for answer in self._all(rows, earlier, progress)]
+            found = await self._ask_repeated_again(rows, found, earlier)
+            outcome = Outcome(found, reseeds=self._reseeds, raised=self._raised)
+            if self._connection:
+                outcome.requests = self._connection.counts.requests
+                outcome.retries = Counter(self._connection.counts.retries)
+                outcome.server = self._connection.version
+        models = Counter(a.model for photo in found for a in photo if a.model)
+        outcome.model = min(models, default=None)
+        return outcome
+
+    async def _all(
+        self,
+        rows: Sequence[Row],
+        earlier: Mapping[str, Mapping[str, Value]],
+        progress: Callable[[list[Answer]], None],
+    ) -> AsyncIterator[list[Answer]]:
+        """Answers in the order of the rows, `workers` photos at a time."""
+        results: list[list[Answer] | None] = [None] * len(rows)
+        todo = iter(enumerate(rows))
+
+        async def work() -> None:
+            for number, row in todo:
+                results[number] = await self._photo(row, dict(earlier.get(row["rel_path"], {})))
+                progress(results[number])
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(self._workers, len(rows))):
+                    group.create_task(work())
+        except BaseExceptionGroup as errors:
+            raise _first(errors) from None
+        for answer in results:
+            yield answer or []
+
+    async def _photo(self, row: Row, quoted: dict[str, Value]) -> list[Answer]:
+        picture = _Picture(row, self._picture)
+        found = []
+        for name in self._task.prompts:
+            answer = self._skip(row, name) or await self._field(row, name, quoted, picture)
+            found.append(answer)
+            if answer.value:
+                quoted[name] = answer.value
+        return found
+
+    def _skip(self, row: Row, name: str) -> Answer | None:
+        """Decided before anything is asked: what the photo's own metadata has is not asked for."""
+        if self._task.overwrite or not row.get(f"own_{name}"):
+            return None
+        message = (
+            f"the photo's own metadata has {'keywords' if name == 'keywords' else f'a {name}'}"
+        )
+        return Answer(name, "skipped", kind="own_metadata", message=message)
+
+    async def _field(
+        self,
+        row: Row,
+        name: str,
+        quoted: Mapping[str, Value],
+        picture: "_Picture",
+        reseeds: int = 0,
+    ) -> Answer:
+        """Ask until there is a good answer, or a reason why there will be none."""
+        prompt = self._task.prompts[name]
+        system, user = prompts.render(prompt, self._context(row, quoted))
+        tally = _Tally()
+        limit, raised = prompt.max_tokens, 0
+        while True:
+            question = Question(
+                system=system,
+                user=user,
+                image=None,
+                schema=prompt.schema,
+                max_tokens=limit,
+                temperature=prompt.temperature,
+                top_p=prompt.top_p,
+                seed=photo_seed(self._task.seed, row["sha256"], name, reseeds),
+            )
+            try:
+                key, kept, fresh = await self._reply(row, question, picture)
+            except (Refused, PhotoProblem) as error:
+                kind, message = _reason(error)
+                return tally.failed(name, question, kind, message)
+            tally.add(key, kept, fresh)
+            cut = kept.reply.finish_reason == "length"
+            if cut and raised < RAISES and not self._loops(name, kept.reply.text):
+                limit, raised = 2 * limit, raised + 1
+                self._raised += fresh
+                continue
+            kind, message, value = self._judge(name, prompt, kept.reply, cut)
+            if kind is None:
+                return self._done(name, question, tally, value)
+            if reseeds >= RESEEDS.get(kind, 1):
+                return tally.failed(name, question, kind, message)
+            reseeds, limit, raised = reseeds + 1, prompt.max_tokens, 0
+            self._reseeds += fresh
+
+    def _judge(
+        self, name: str, prompt: Prompt, reply: Reply, cut: bool
+    ) -> tuple[str | None, str, Value]:
+        """(problem kind or None, message, value) of a reply."""
+        if reply.refusal and "refusal" in self._task.reject:
+            return "answer_refusal", f"the model refused: {one_line(reply.refusal)}", ""
+        if cut:
+            if self._loops(name, reply.text):
+                return "answer_loop", "the model repeated itself until it was cut off", ""
+            return "answer_truncated", "no end after four times the tokens", ""
+        try:
+            value = answers.parse(reply.text, name, prompt.schema, prompt.max_chars)
+        except answers.Invalid as error:
+            return "answer_invalid", one_line(str(error)), ""
+        language, reject = self._task.language, self._task.reject
+        detector = answers.judge(name, value, language=language, reject=reject)
+        if detector:
+            return f"answer_{detector}", f"rejected as {detector}: {one_line(_shown(value))}", value
+        return None, "", value
+
+    def _loops(self, name: str, text: str) -> bool:
+        loop = answers.judge("description", text, language=self._task.language, reject=("loop",))
+        return "loop" in self._task.reject and loop is not None
+
+    def _done(self, name: str, question: Question, tally: "_Tally", value: Value) -> Answer:
+        if name != "keywords":
+            return tally.answer(name, question, status="done", text=str(value))
+        cleaned = keywords.clean(value, self._rules)
+        words = [word.keyword for word in cleaned.keywords]
+        if not words and "empty" in self._task.reject and not self._task.strict:
+            return tally.failed(name, question, "answer_empty", "no keyword is left after cleaning")
+        paths = {w.keyword: list(w.path) for w in cleaned.keywords if list(w.path) != [w.keyword]}
+        notes = tuple(_log("dropped", cleaned.dropped) + _log("mapped", cleaned.mapped))
+        return tally.answer(name, question, status="done", keywords=words, paths=paths, notes=notes)
+
+    async def _reply(
+        self, row: Row, question: Question, picture: "_Picture"
+    ) -> tuple[str, Kept, bool]:
+        """(key, reply, whether it was asked for just now). Raises Refused and PhotoProblem."""
+        request = self._request(row, question)
+        key = sha256_json(request)
+        if kept := self._replies.get(key):
+            return key, kept, False
+        if key in self._pending:  # a copy of the photo is being asked about
+            return key, await asyncio.shield(self._pending[key]), False
+        future = self._pending[key] = asyncio.get_running_loop().create_future()
+        try:
+            connection = await self._connected()
+            image = await picture.data_url(self._task.setup.image.format)
+            reply = await connection.ask(_with_image(question, image))
+            kept = Kept(reply, connection.version)
+            self._replies.put(key, request, kept)
+            future.set_result(kept)
+        except BaseException as error:
+            future.set_exception(error if isinstance(error, Exception) else RuntimeError("stopped"))
+            future.exception()  # whoever waits gets it; nobody has to
+            raise
+        finally:
+            del self._pending[key]
+        return key, kept, True
+
+    def _request(self, row: Row, question: Question) -> dict[str, Any]:
+        setup = self._task.setup
+        asked = asdict(question)
+        del asked["image"]
+        return {
+            "recipe": RECIPE,
+            "photo": row["sha256"],
+            "picture": self._image_recipe,
+            "setup": setup.slug,
+            "setup_digest": setup.digest,
+            "model": setup.model,
+            **asked,
+        }
+
+    async def _connected(self) -> Connection:
+        async with self._connecting:
+            if self._connection is None:
+                self._connection = await self._stack.enter_async_context(self._connect())
+        return self._connection
+
+    def _context(self, row: Row, quoted: Mapping[str, Value]) -> dict[str, Any]:
+        told = set(self._task.context)
+        folder = names.folder_of(row["rel_path"]).rpartition("/")[2]
+        return {
+            "language": self._task.language,
+            "max_keywords": self._task.max_keywords,
+            "keywords_given": list(row.get("own_keywords") or ()) if "keywords" in told else [],
+            "folder": folder if "folder" in told and folder != "." else None,
+            "date": (row.get("taken_at") or "")[:10] or None if "date" in told else None,
+            "place": row.get("place") if "place" in told else None,
+            "caption": quoted.get("caption"),
+            "keywords": quoted.get("keywords"),
+        }
+
+    # ---------------------------------------------------------------- the same text on many photos
+
+    async def _ask_repeated_again(
+        self,
+        rows: Sequence[Row],
+        found: list[list[Answer]],
+        earlier: Mapping[str, Mapping[str, Value]],
+    ) -> list[list[Answer]]:
+        """Once more, with another seed, for texts that too many photos got; then it is a problem.
+
+        Judged when all answers are there, so that it does not depend on the order of arrival.
+        """
+        if "repeated" not in self._task.reject:
+            return found
+        for position, name in enumerate(self._task.prompts):
+            suspects = _repeated(rows, found, position)
+
+            async def again(number: int, name: str = name, position: int = position) -> None:
+                row = rows[number]
+                quoted = dict(earlier.get(row["rel_path"], {}))
+                quoted |= {a.field: a.value for a in found[number][:position] if a.value}
+                picture = _Picture(row, self._picture)
+                new = await self._field(row, name, quoted, picture, reseeds=1)
+                self._reseeds += new.fresh
+                found[number][position] = new
+
+            await self._for_each(suspects, again)
+            for number in _repeated(rows, found, position):
+                answer = found[number][position]
+                shown = one_line(_shown(answer.value or ""))
+                found[number][position] = Answer(
+                    **_fields(answer)
+                    | {
+                        "status": "failed",
+                        "text": None,
+                        "keywords": None,
+                        "paths": {},
+                        "kind": "answer_repeated",
+                        "message": f"many photos got the same answer: {shown}",
+                    }
+                )
+        return found
+
+    async def _for_each(self, numbers: Iterable[int], work: Callable[[int], Any]) -> None:
+        todo = iter(sorted(numbers))
+
+        async def worker() -> None:
+            for number in todo:
+                await work(number)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(self._workers):
+                    group.create_task(worker())
+        except BaseExceptionGroup as errors:
+            raise _first(errors) from None
+
+
+class _Picture:
+    """The picture of a photo, prepared when it is first needed."""
+
+    def __init__(self, row: Row, prepare: Callable[[Row], bytes]):
+        self._row = row
+        self._prepare = prepare
+        self._url: str | None = None
+
+    async def data_url(self, format_: str) -> str:
+        """Raises PhotoProblem."""
+        if self._url is None:
+            data = await asyncio.to_thread(self._prepare, self._row)
+            self._url = f"data:image/{format_};base64,{base64.b64encode(data).decode()}"
+        return self._url
+
+
+class _Tally:
+    """Adds up the replies that one answer took."""
+
+    def __init__(self) -> None:
+        self._kept: list[Kept] = []
+        self._key: str | None = None
+        self._fresh = False
+
+    def add(self, key: str, kept: Kept, fresh: bool) -> None:
+        self._kept.append(kept)
+        self._key = key
+        self._fresh |= fresh
+
+    def failed(self, name: str, question: Question, kind: str, message: str) -> Answer:
+        return self.answer(name, question, status="failed", kind=kind, message=message)
+
+    def answer(self, name: str, question: Question, **values: Any) -> Answer:
+        replies = [kept.reply for kept in self._kept]
+        last = self._kept[-1] if self._kept else None
+        return Answer(
+            name,
+            model=last and last.reply.model,
+            server=last and last.server,
+            request=self._key,
+            seed=question.seed,
+            max_tokens=question.max_tokens,
+            prompt_tokens=_total(reply.prompt_tokens for reply in replies),
+            completion_tokens=_total(reply.completion_tokens for reply in replies),
+            seconds=round(sum(reply.seconds for reply in replies), 3) if replies else None,
+            attempts=sum(reply.attempts for reply in replies) if replies else None,
+            finish_reason=last and last.reply.finish_reason,
+            fresh=self._fresh,
+            **values,
+        )
+
+
+def photo_seed(base: int, sha256: str, name: str, attempt: int) -> int:
+    """Seed of a question: 0 to 2^31 - 1, of the photo's content, not of the order of asking."""
+    text = f"{base} {sha256} {name} {attempt}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) & 0x7FFFFFFF
+
+
+def _repeated(rows: Sequence[Row], found: list[list[Answer]], position: int) -> set[int]:
+    """Numbers of the photos whose text too many others have as well; copies count once."""
+    values = {
+        row["sha256"]: _shown(photo[position].value)
+        for row, photo in zip(rows, found, strict=True)
+        if photo[position].status == "done" and photo[position].value
+    }
+    suspects = answers.repeated(values)
+    return {
+        number
+        for number, (row, photo) in enumerate(zip(rows, found, strict=True))
+        if row["sha256"] in suspects and photo[position].status == "done"
+    }
+
+
+def _shown(value: Value) -> str:
+    return value if isinstance(value, str) else ", ".join(value)
+
+
+def _reason(error: Refused | PhotoProblem) -> tuple[str, str]:
+    if isinstance(error, Refused):
+        return error.kind, one_line(error.message)
+    return "picture_failed", error.problem.message
+
+
+def _with_image(question: Question, image: str) -> Question:
+    return Question(**_fields(question) | {"image": image})
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    return {name: getattr(value, name) for name in value.__dataclass_fields__}
+
+
+def _log(what: str, words: Sequence[tuple[str, str]]) -> list[str]:
+    """A note about keywords, if there are any."""
+    said = "; ".join(f"{word} ({detail})" for word, detail in words)
+    return [f"{what}: {one_line(said)}"] if said else []
+
+
+def _total(counts: Iterable[int | None]) -> int | None:
+    known = [count for count in counts if count is not None]
+    return sum(known) if known else None
+
+
+def _first(errors: BaseExceptionGroup) -> BaseException:
+    """The error that is about the run, not about a task that was cancelled for it."""
+    error: BaseException = errors
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _labels(pack: str | None) -> Any:
+    if pack is None:
+        return None
+    from phototagger.labels import load_pack
+
+    return load_pack(Path(pack)).labels

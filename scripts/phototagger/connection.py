@@ -1,0 +1,66 @@
+"""A checked connection to a setup's server: started or found, proven to see, ready to be asked."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from phototagger import preflight
+from phototagger.chat import ChatClient, Counts, Question, Reply, api_key_of
+from phototagger.errors import UserError
+from phototagger.machine import Servers
+from phototagger.server import Served, check_alive, serve
+from phototagger.setups import Setup
+
+log = logging.getLogger(__name__)
+
+VERDICTS = Path("results/plan/preflight")  # of this run; removed when the next one begins
+
+
+@dataclass(frozen=True)
+class Connected:
+    """A server and the client that asks it."""
+
+    served: Served
+    client: ChatClient
+
+    @property
+    def version(self) -> str | None:
+        return self.served.version
+
+    @property
+    def counts(self) -> Counts:
+        return self.client.counts
+
+    async def ask(self, question: Question) -> Reply:
+        """Raises chat.Refused; UserError, with the server's last words if it has died."""
+        try:
+            return await self.client.ask(question)
+        except UserError:
+            await asyncio.to_thread(check_alive, self.served)
+            raise
+
+
+@asynccontextmanager
+async def connect(
+    setup: Setup, servers: Servers, server_log: Path, verdicts: Path = VERDICTS
+) -> AsyncIterator[Connected]:
+    """Start or find the server of a setup, check it once per run, and keep it while in use.
+
+    `server_log` is where a server that is started writes. Raises UserError.
+    """
+    key = api_key_of(servers)
+    holding = serve(setup, servers, log=server_log)
+    served = await asyncio.to_thread(holding.__enter__)  # minutes, for a large model
+    try:
+        if servers.preflight:
+            ensure = partial(preflight.ensure, setup, served, servers, verdicts, api_key=key)
+            for warning in (await asyncio.to_thread(ensure)).warnings:
+                log.warning("%s: %s", setup.slug, warning)
+        async with ChatClient(setup, served, servers, api_key=key) as client:
+            yield Connected(served, client)
+    finally:
+        holding.__exit__(None, None, None)

@@ -1,0 +1,214 @@
+"""The rule over a shard's table, asked of a server that answers over real HTTP."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from describe import describe, percentiles, read_task, workers
+from PIL import Image
+from servers.fault_server import FaultServer, running
+from thumbs import thumbs
+from workflow.library import make_photo
+
+from phototagger import config, plan
+from phototagger.connection import connect
+from phototagger.errors import UserError
+from phototagger.files import write_atomic
+from phototagger.job import Stats
+from phototagger.machine import Machine, Servers
+from phototagger.pictures import Pictures, encode
+from phototagger.plan import Root, Roots
+from phototagger.setups import ImageLimits
+from phototagger.tasks import Task, plan_tasks
+
+SIZE, QUALITY = 512, 85
+
+
+@dataclass
+class Shard:
+    """Photos, their table, and a server to ask."""
+
+    work: Path
+    machine: Machine
+    table: Path
+
+    def task(self, **values: Any) -> Task:
+        settings = replace(config.load(None, {}, {}).describe, model="tiny-vlm", **values)
+        (task,) = plan_tasks(settings, self.machine.servers).values()
+        return task
+
+    def ask(self, before: list[Path] = (), **values: Any) -> tuple[list[dict], Stats]:
+        task, stats = self.task(**values), Stats()
+        output = self.work / "described.jsonl"
+        describe(
+            self.table,
+            output,
+            task=task,
+            before=before,
+            machine=self.machine,
+            connect=lambda: connect(
+                task.setup, self.machine.servers, self.work / "log", self.work / "verdicts"
+            ),
+            size=SIZE,
+            quality=QUALITY,
+            stats=stats,
+        )
+        return [json.loads(line) for line in output.read_text().splitlines()], stats
+
+
+@pytest.fixture
+def shard(tmp_path: Path) -> Callable[[FaultServer], Shard]:
+    def make(server: FaultServer) -> Shard:
+        folder = tmp_path / "photos"
+        for n in range(5):
+            make_photo(folder / f"{n}.jpg", n, (640, 480))
+        (folder / "2.jpg").write_bytes(b"not a photo")
+        (folder / "4.jpg").write_bytes((folder / "1.jpg").read_bytes())
+        servers = Servers(base_url=(server.base_url,), preflight=False)
+        unused = tmp_path / "unused"
+        roots = Roots([Root("", str(folder), None)])
+        machine = Machine(roots, tmp_path / "cache", unused, unused, "cpu", 8, servers)
+        options = plan.ScanOptions((".jpg",), True, (), None)
+        listing, table = tmp_path / "listing.tsv", tmp_path / "thumbs.parquet"
+        write_atomic(listing, plan.format_listing(plan.scan(roots, options)))
+        limits = {"max_pixels": 10**8, "max_bytes": 10**8}
+        thumbs(listing, table, machine=machine, size=SIZE, quality=QUALITY, threads=1, **limits)
+        return Shard(tmp_path, machine, table)
+
+    return make
+
+
+def test_a_line_per_photo_and_field(shard: Callable[[FaultServer], Shard]):
+    with running() as server:
+        lines, stats = shard(server).ask()
+        assert server.stats.received == 9
+    assert [(said["rel_path"], said["field"]) for said in lines] == [
+        (f"{n}.jpg", field)
+        for n in (0, 1, 3, 4)
+        for field in ("caption", "keywords", "description")
+    ]
+    first = lines[0]
+    assert (first["status"], first["setup"], first["model"]) == (
+        "done",
+        "adhoc-openai-tiny-vlm",
+        "tiny-vlm",
+    )
+    assert len(first["request"]) == len(first["setup_digest"]) == len(first["prompt_digest"]) == 64
+    assert first["text"].endswith(".")
+    assert first["prompt_tokens"] > 0
+    assert first["attempts"] == 1
+    assert isinstance(lines[1]["keywords"], list)
+    assert (stats.photos, stats.computed, stats.cached, stats.skipped) == (5, 3, 1, 1)
+    assert stats.extra["requests"] == 9
+    assert stats.extra["fields"]["caption"]["done"] == 4
+
+
+def test_the_kept_reply_says_how_it_came_to_be(shard: Callable[[FaultServer], Shard]):
+    with running() as server:
+        photos = shard(server)
+        lines, _ = photos.ask()
+    key = lines[0]["request"]
+    kept = json.loads((photos.work / "cache/describe" / key[:2] / f"{key}.json").read_text())
+    assert kept["request"]["photo"] == lines[0]["sha256"]
+    assert kept["request"]["system"]
+    assert kept["request"]["seed"] == lines[0]["seed"]
+    assert "image" not in kept["request"]
+    assert lines[0]["text"] in kept["reply"]["text"]
+
+
+def test_the_second_time_nothing_is_asked(shard: Callable[[FaultServer], Shard]):
+    with running() as server:
+        photos = shard(server)
+        lines, _ = photos.ask()
+    again, stats = photos.ask()  # the server is gone
+    assert again == lines
+    assert (stats.computed, stats.cached, stats.extra["requests"]) == (0, 4, 0)
+
+
+def test_answers_of_another_setup_are_quoted(shard: Callable[[FaultServer], Shard]):
+    with running(keep=True) as server:
+        photos = shard(server)
+        before = photos.work / "before.jsonl"
+        said = {"rel_path": "3.jpg", "field": "caption", "text": "A gull.", "keywords": None}
+        before.write_text(json.dumps(said) + "\n")
+        photos.ask([before], fields=("description",))
+    asked = [str(body["messages"][-1]) for body in server.bodies]
+    assert sum("A gull." in text for text in asked) == 1
+
+
+def test_a_server_that_is_away_is_one_clear_error(shard: Callable[[FaultServer], Shard]):
+    with running() as server:
+        photos = shard(server)
+    photos.machine = replace(
+        photos.machine, servers=replace(photos.machine.servers, busy_budget=0.5)
+    )
+    with pytest.raises(UserError, match=r"127\.0\.0\.1"):
+        photos.ask()
+    assert not (photos.work / "described.jsonl").exists()
+
+
+def test_failed_fields_are_lines_and_the_photo_a_problem(shard: Callable[[FaultServer], Shard]):
+    with running(faults={"422": 1.0}) as server:
+        lines, stats = shard(server).ask(fields=("caption",))
+    assert {(said["status"], said["kind"]) for said in lines} == {("failed", "server_refused")}
+    assert (stats.problems, stats.skipped, stats.photos) == (4, 1, 5)
+
+
+def test_a_plan_that_changed_meanwhile(tmp_path: Path, shard: Callable[[FaultServer], Shard]):
+    with running() as server:
+        task = shard(server).task()
+    path = tmp_path / "describe.json"
+    path.write_text(json.dumps({task.setup.slug: task.as_dict()}))
+    assert read_task(path, task.setup.slug, task.recipe) == task
+    with pytest.raises(UserError, match="the plan has changed"):
+        read_task(path, task.setup.slug, "0" * 64)
+    with pytest.raises(UserError, match="the plan has changed"):
+        read_task(path, "other", task.recipe)
+
+
+def test_photos_under_way(shard: Callable[[FaultServer], Shard]):
+    with running() as server:
+        photos = shard(server)
+    two = replace(photos.machine.servers, base_url=("http://a/v1", "http://b/v1"), concurrency=16)
+    assert workers(photos.task(), replace(photos.machine, servers=two)) >= 32
+
+
+# -------------------------------------------------------------------------------------- pictures
+
+
+def test_pictures_keep_the_limits():
+    noise = Image.effect_noise((2000, 1000), 100).convert("RGB")
+    small = encode(noise.copy(), ImageLimits(max_edge=800))
+    with Image.open(BytesIO(small)) as image:
+        assert (image.format, image.size) == ("JPEG", (800, 400))
+    assert encode(noise.copy(), ImageLimits(max_edge=800)) == small
+    bounded = encode(noise.copy(), ImageLimits(max_edge=800, max_bytes=30_000))
+    assert len(bounded) <= 30_000
+    with Image.open(BytesIO(encode(noise, ImageLimits(200, format="png")))) as image:
+        assert (image.format, image.size) == ("PNG", (200, 100))
+
+
+def test_the_thumbnail_is_sent_if_it_is_large_enough(shard: Callable[[FaultServer], Shard]):
+    from phototagger.tables import read_table
+
+    with running() as server:
+        photos = shard(server)
+    row = read_table(photos.table).to_pylist()[0]
+    large = Pictures(ImageLimits(max_edge=600), photos.machine, size=SIZE, quality=QUALITY)
+    small = Pictures(ImageLimits(max_edge=300), photos.machine, size=SIZE, quality=QUALITY)
+    with Image.open(BytesIO(large(row))) as image:
+        assert image.size == (600, 450)
+    (photos.work / "photos" / row["rel_path"]).unlink()
+    with Image.open(BytesIO(small(row))) as image:
+        assert image.size == (300, 225)
+    assert large.recipe != small.recipe
+
+
+def test_percentiles():
+    assert percentiles([]) is None
+    assert percentiles([0.5]) == [0.5, 0.5]
+    assert percentiles([float(n) for n in range(101)]) == [50.0, 95.0]
