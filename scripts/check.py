@@ -5,7 +5,11 @@ What is proven, reading every file once, side by side, in path order:
 * the listings are those of the plan: their digests and counts are the index's
 * every planned photo is in `records.jsonl` or in `problems.csv`, once, and nothing else is; so for
   every stage: photos in = done + skipped (quarantined before) + quarantined
-* every record satisfies its schema, its scores are numbers and descend, its ranks count up
+* every record satisfies its schema, its scores are numbers and descend, its ranks count up, and its
+  keywords are those of the sources they name
+* for every field that a vision language model was to be asked for: records = done + skipped (the
+  photo says it itself) + failed; what was done is in the record and nothing else is; what failed is
+  a note of the record and a row in `problems.csv`, and there is no such row without
 * `tags.csv` has the records' rows, in their order, with this run's run_id
 * every folder with records has one medoid, which is a photo of that folder
 * the sidecars' manifests list the photos that have something to write, and no other
@@ -26,8 +30,11 @@ from phototagger.job import Stats, job
 from phototagger.manifest import read_manifest
 from phototagger.plan import Photo, digest, read_index, read_listing
 from phototagger.problems import KINDS
+from phototagger.prompts import FIELDS
 from phototagger.records import (
+    DESCRIBE,
     SCHEMA,
+    SOURCES,
     STAGES,
     TAG_COLUMNS,
     ProblemRow,
@@ -74,13 +81,15 @@ def check(
     output: Path,
     *,
     manifests: Sequence[Path] | None = None,
+    fields: Sequence[str] | None = None,
     schema: Path = SCHEMA,
     stats: Stats | None = None,
 ) -> None:
     """Prove what the module's docstring says and write the counts.
 
     `index` is `index.json` of the plan, with the listings in `shards/` beside it. If `manifests` is
-    None, sidecars are not looked at.
+    None, sidecars are not looked at. `fields` are those that were to be described; if None, those
+    of the first record.
 
     Raises UserError that names the first discrepancies; nothing is written then.
     """
@@ -88,7 +97,7 @@ def check(
     found = Discrepancies()
     shards, run_id = read_index(index)
     planned = _planned(index, found)
-    audit = _Audit(found, tags, medoids, manifests, load_validator(schema), run_id)
+    audit = _Audit(found, tags, medoids, manifests, load_validator(schema), run_id, fields)
     quarantined: Counter[str] = Counter()
 
     record_rows, problem_rows = read_records(records), read_problems(problems)
@@ -97,9 +106,16 @@ def check(
         stats.photos += 1
         stats.progress()
         if record is not None and record.get("rel_path") == photo.rel_path:
-            audit.record(record)
+            failed = []
+            while problem is not None and _is_beside(problem, photo.rel_path):
+                _check_problem(problem, found)
+                failed.append(problem.message)
+                problem = next(problem_rows, None)
+            audit.record(record, failed)
             record = next(record_rows, None)
         elif problem is not None and problem.rel_path == photo.rel_path:
+            if problem.stage == DESCRIBE:
+                raise _diagnosis(index, records, problems)
             _check_problem(problem, found)
             quarantined[problem.stage] += 1
             problem = next(problem_rows, None)
@@ -121,7 +137,7 @@ def check(
         "run_id": run_id,
         "shards": len(shards),
         "sidecars": audit.sidecars,
-        "stages": ledger(stats.photos, quarantined),
+        "stages": ledger(stats.photos, quarantined) | audit.fields.ledger(quarantined.total()),
     }
     write_atomic(output, json.dumps(counts, indent=1, sort_keys=True) + "\n")
     stats.computed, stats.skipped = audit.count, quarantined.total()
@@ -168,7 +184,8 @@ def _diagnosis(index: Path, records: Path, problems: Path) -> UserError:
     found = Discrepancies()
     in_plan = Counter(photo.rel_path for photo in _planned(index, found))
     in_records = Counter(str(record.get("rel_path")) for record in read_records(records))
-    in_problems = Counter(row.rel_path for row in read_problems(problems))
+    rows = list(read_problems(problems))
+    in_problems = Counter(row.rel_path for row in rows if row.stage != DESCRIBE)
     for rel_path, times in in_plan.items():
         if times > 1:
             found.add(f"{rel_path}: {times} times in the plan")
@@ -182,19 +199,84 @@ def _diagnosis(index: Path, records: Path, problems: Path) -> UserError:
                 found.add(f"{path}: {rel_path}: {times} times")
             if rel_path not in in_plan:
                 found.add(f"{path}: {rel_path}: not in the plan")
+    for row in rows:
+        if row.stage == DESCRIBE and row.rel_path not in in_records:
+            found.add(f"{problems}: {row.rel_path}: {row.message!r}, but there is no such record")
     if not found.count:
         found.add(f"{records} or {problems}: not in the order of the plan")
     return found.error()
 
 
+def _is_beside(row: ProblemRow, rel_path: str) -> bool:
+    return row.stage == DESCRIBE and row.rel_path == rel_path
+
+
 def _check_problem(row: ProblemRow, found: Discrepancies) -> None:
-    if row.stage not in STAGES:
+    if row.stage not in (*STAGES, DESCRIBE):
         found.add(f"problems: {row.rel_path}: unknown stage {row.stage!r}")
     if row.kind not in KINDS or not row.what_to_do:
         found.add(f"problems: {row.rel_path}: unknown kind {row.kind!r}, or no way out")
 
 
 # -------------------------------------------------------------------------------------- records
+
+
+class _Fields:
+    """Counts what became of each field that a model was to be asked for."""
+
+    def __init__(self, names: Sequence[str] | None):
+        self.names = None if names is None else [name for name in FIELDS if name in names]
+        self._counts: Counter[tuple[str, str]] = Counter()
+
+    def problem(self, record: dict[str, Any], failed: Sequence[str]) -> str | None:
+        """Count a record that satisfies its schema; what is wrong with its fields, or None.
+
+        `failed`: the messages of the rows of problems beside it.
+        """
+        asked = record["describe"]
+        if self.names is None:
+            self.names = [name for name in FIELDS if name in asked]
+        if list(asked) != self.names:
+            return f"describe has {', '.join(asked) or 'nothing'} instead of {self.names}"
+        self._counts.update((field, how["status"]) for field, how in asked.items())
+        return _field_problem(record, failed)
+
+    def ledger(self, quarantined: int) -> dict[str, dict[str, int]]:
+        """Per field; `quarantined` photos never got there and count as skipped."""
+        stages = {}
+        for field in self.names or ():
+            done, skipped, failed = (
+                self._counts[field, status] for status in ("done", "skipped", "failed")
+            )
+            stages[field] = {
+                "in": done + skipped + failed + quarantined,
+                "done": done,
+                "skipped": skipped + quarantined,
+                "quarantined": failed,
+            }
+        return stages
+
+
+def _field_problem(record: dict[str, Any], failed: Sequence[str]) -> str | None:
+    asked = record["describe"]
+    done = {field: how["model"] for field, how in asked.items() if how["status"] == "done"}
+    for field in ("caption", "description"):
+        if (record[field] is not None) != (field in done):
+            status = asked[field]["status"] if field in asked else "not asked for"
+            return f"{field} is {record[field]!r}, but it was {status}"
+    models = {field: name for field, name in record["models"].items() if field != "clip"}
+    if models != done:
+        return f"models are {models} instead of {done}"
+    if "keywords" not in done and any(k["source"] == "vlm" for k in record["keywords"]):
+        return "a keyword of a model that found none"
+    expected = [field for field, how in asked.items() if how["status"] == "failed"]
+    if [message.partition(":")[0] for message in failed] != expected:
+        listed = "; ".join(failed) or "nothing"
+        return f"failed are {expected}, but the problems are {listed}"
+    for message in failed:
+        if message not in record["notes"]:
+            return f"no note says {message!r}, which is a problem"
+    return None
 
 
 class _Audit:
@@ -208,8 +290,10 @@ class _Audit:
         manifests: Sequence[Path] | None,
         problem_of: Callable[[dict[str, Any]], str | None],
         run_id: str,
+        fields: Sequence[str] | None,
     ):
         self.found = found
+        self.fields = _Fields(fields)
         self.count = 0
         self.keywords = 0  # records that have one
         self.sidecars = 0
@@ -234,21 +318,24 @@ class _Audit:
             medoids[folder] = rel_path
         return medoids
 
-    def record(self, record: dict[str, Any]) -> None:
+    def record(self, record: dict[str, Any], failed: Sequence[str]) -> None:
         self.count += 1
         rel_path = record["rel_path"]
         folder = names.folder_of(rel_path)
         self.folders.add(folder)
         if self._medoids.get(folder) == rel_path:
             self._medoids_found.add(folder)
-        if problem := self._problem_of(record) or contradiction(record):
+        if problem := (
+            self._problem_of(record) or contradiction(record) or self.fields.problem(record, failed)
+        ):
             self.found.add(f"records: {rel_path}: {problem}")
             next(self._tags, None)
             return
         self._check_tags(record)
         self.keywords += bool(record["keywords"])
-        # a keyword always makes a sidecar; the long way round only for records without
-        if self._manifests and (record["keywords"] or sidecar_values(record)):
+        # a keyword that is not the photo's own makes a sidecar; the long way round for the others
+        news = any(keyword["source"] != "person" for keyword in record["keywords"])
+        if self._manifests and (news or sidecar_values(record)):
             if self._sidecar == rel_path:
                 self.sidecars += 1
                 self._sidecar = next(self._manifests, None)
@@ -319,9 +406,30 @@ def contradiction(record: dict[str, Any]) -> str | None:
             return f"keyword {keyword['keyword']} has rank {keyword['rank']} instead of {rank}"
         if keyword["path"][-1] != keyword["keyword"]:
             return f"keyword {keyword['keyword']} is not the last of its path"
-    scores = [keyword["score"] for keyword in record["keywords"]]
+    keywords = record["keywords"]
+    scores = [keyword["score"] for keyword in keywords if keyword["score"] is not None]
     if Counter(scores) - Counter(score["cosine"] for score in record["over_threshold"]):
         return "a keyword has a score that no label has"
+    return _wrong_source(record)
+
+
+def _wrong_source(record: dict[str, Any]) -> str | None:
+    keywords = record["keywords"]
+    order = [SOURCES.index(keyword["source"]) for keyword in keywords]
+    if order != sorted(order):
+        return "keywords are not in the order of their sources"
+    own = [keyword["keyword"] for keyword in keywords if keyword["source"] == "person"]
+    if own != record["own"]["keywords"]:
+        return "the keywords of source person are not the photo's own"
+    seen: set[str] = set()
+    for keyword in keywords:
+        word = keyword["keyword"].casefold()
+        if word in seen:
+            return f"keyword {keyword['keyword']} stands twice"
+        if keyword["source"] != "clip":  # two labels may share their last level
+            seen.add(word)
+        elif keyword["score"] is None:
+            return f"keyword {keyword['keyword']} of CLIP has no score"
     return None
 
 
@@ -341,5 +449,6 @@ if __name__ == "__main__":
             Path(snakemake.input.medoids),
             Path(snakemake.output.report),
             manifests=manifests or None,
+            fields=snakemake.params.get("fields"),
             stats=stats,
         )

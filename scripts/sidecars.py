@@ -1,8 +1,9 @@
 """Write the sidecar that each photo of a shard would get, as a proposal below `results/sidecars/`.
 
-Nothing is written beside the photos. A photo without keywords or texts gets no sidecar. What
-ExifTool wrote is kept by content, so that a stale shard costs only the photos whose keywords
-changed, and starts no process when there are none. Sidecars that have not changed keep their time.
+Nothing is written beside the photos. A photo without texts, and without keywords other than those
+embedded in it, gets no sidecar. What ExifTool wrote is kept by content, so that a stale shard costs
+only the photos whose keywords changed, and starts no process when there are none. Sidecars that
+have not changed keep their time.
 
 The manifest lists what the shard has: rel_path of the photo, SHA-256 of the sidecar.
 """

@@ -2,9 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,14 +19,17 @@ from summary import summary
 
 from phototagger import plan
 from phototagger.files import write_atomic
+from phototagger.job import Stats
 from phototagger.machine import Machine
 from phototagger.manifest import write_manifest
 from phototagger.plan import Photo, Root, Roots, Shard
+from phototagger.prompts import FIELDS
 from phototagger.records import read_records
 from phototagger.tables import THUMBS, embeddings_schema, write_table
 from phototagger.xmp import sidecar_values
 
 MODEL = "demo-clip"
+SETUP = "tiny-vlm_llama.cpp"
 RUN_ID = "0123456789abcdef"
 DIMENSION = 8
 LABELS = [
@@ -67,7 +71,7 @@ class Library:
     def paths(self, folder: str, suffix: str) -> list[Path]:
         return [self.path(folder, shard.name, suffix) for shard in self.shards]
 
-    def record_shard(self, shard: str) -> None:
+    def record_shard(self, shard: str, stats: Stats | None = None) -> None:
         record(
             self.path("plan/shards", shard, ".tsv"),
             self.path("thumbs", shard, ".parquet"),
@@ -77,6 +81,8 @@ class Library:
             self.path("records", shard, ".jsonl"),
             self.path("problems", shard, ".csv"),
             model=MODEL,
+            described=sorted((self.results / "describe").glob(f"*/{shard}.jsonl")),
+            stats=stats,
         )
 
     def record(self) -> None:
@@ -131,7 +137,7 @@ class Library:
             labels="photographic",
         )
 
-    def check(self) -> dict:
+    def check(self, fields: Sequence[str] | None = None) -> dict:
         output = self.results / "check.json"
         output.unlink(missing_ok=True)
         check(
@@ -142,6 +148,7 @@ class Library:
             self.results / "folder_medoids.csv",
             output,
             manifests=self.paths("sidecars-manifest", ".tsv"),
+            fields=fields,
         )
         return json.loads(output.read_text())
 
@@ -163,13 +170,18 @@ def make_library(
     problems: Mapping[str, tuple[str, str]] | None = None,
     contents: Mapping[str, str] | None = None,
     shard_size: int = 4,
+    own: Mapping[str, Mapping[str, Any]] | None = None,
+    fields: Sequence[str] = (),
+    answers: Mapping[tuple[str, str], Mapping[str, Any]] | None = None,
 ) -> Library:
     """Write plan, thumbs, embeddings, labels and scores of photos that do not exist.
 
     `problems`: rel_path -> (stage, kind). `contents`: rel_path -> content, where it is not the
-    rel_path itself; photos with equal content are copies.
+    rel_path itself; photos with equal content are copies. `own`: rel_path -> columns of what the
+    photo's own metadata says. `fields` are described; `answers`: (rel_path, field) -> what differs
+    from a good answer, see `failed` and `skipped`.
     """
-    problems, contents = problems or {}, contents or {}
+    problems, contents, own, answers = problems or {}, contents or {}, own or {}, answers or {}
     photos = [Photo(path, 1000, 1) for path in sorted(set(rel_paths), key=plan.sort_key)]
     parts = plan.partition(photos, shard_size)
     results = work / "results"
@@ -179,7 +191,7 @@ def make_library(
 
     _write_labels(results)
     for name, members in parts:
-        rows = [_thumb(p.rel_path, contents, problems) for p in members]
+        rows = [_thumb(p.rel_path, contents, problems) | own.get(p.rel_path, {}) for p in members]
         write_table(library.path("thumbs", name, ".parquet"), THUMBS, rows, {})
         embedded = {
             row["sha256"]: _embedding(row["sha256"], problems.get(row["rel_path"]))
@@ -198,7 +210,69 @@ def make_library(
             threshold=0.3,
             digests={},
         )
+        if fields:
+            lines = [
+                answer(row, field) | answers.get((row["rel_path"], field), {})
+                for row in rows
+                if row["status"] == "ok"
+                for field in FIELDS
+                if field in fields
+            ]
+            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+            write_atomic(library.path(f"describe/{SETUP}", name, ".jsonl"), text)
     return library
+
+
+# ------------------------------------------------------------------------------------- describe
+
+_AFTER_PROMPT = {
+    "request": "a" * 64,
+    "seed": 1,
+    "max_tokens": 100,
+    "temperature": 0.0,
+    "top_p": 1.0,
+    "prompt_tokens": 300,
+    "completion_tokens": 20,
+    "seconds": 0.25,
+    "attempts": 1,
+    "finish_reason": "stop",
+}
+
+
+def answer(row: Mapping[str, Any], field: str) -> dict[str, Any]:
+    """A line of `results/describe/<setup>/<shard>.jsonl`, of a field that was done."""
+    text = f"A picture of {row['rel_path']}."
+    keywords = ["Cat", "harbour"]
+    return {
+        "rel_path": row["rel_path"],
+        "sha256": row["sha256"],
+        "field": field,
+        "status": "done",
+        "text": None if field == "keywords" else text,
+        "keywords": keywords if field == "keywords" else None,
+        "paths": {},
+        "kind": None,
+        "message": None,
+        "notes": [],
+        "setup": SETUP,
+        "setup_digest": "b" * 64,
+        "model": "tiny-vlm",
+        "server": "b6001",
+        "profile": "default",
+        "prompt_digest": "c" * 64,
+    } | _AFTER_PROMPT
+
+
+def failed(kind: str, message: str) -> dict[str, Any]:
+    """What `answer` says differently of a field that failed."""
+    nothing = {"text": None, "keywords": None}
+    return nothing | {"status": "failed", "kind": kind, "message": message}
+
+
+def skipped() -> dict[str, Any]:
+    """What `answer` says differently of a field that the photo's own metadata has."""
+    nothing = {"text": None, "keywords": None, "status": "skipped", "kind": "own_metadata"}
+    return nothing | dict.fromkeys(_AFTER_PROMPT)
 
 
 def sha256_of(content: str) -> str:
@@ -245,6 +319,10 @@ def _thumb(
         "camera": "Canon EOS R5" if day % 3 else None,
         "lens": None,
         "gps": {"lat": 48.1234567, "lon": -11.5} if day % 5 else None,
+        "own_caption": None,
+        "own_description": None,
+        "own_keywords": [],
+        "place": None,
         "thumb": f"512/{sha256[:2]}/{sha256[:40]}.jpg",
         "status": "ok",
     }

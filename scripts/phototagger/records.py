@@ -1,7 +1,8 @@
 """Records and problems: the two files of which every planned photo is in exactly one.
 
 `records.jsonl` has one JSON object per photo (config/schema/record.schema.json), `problems.csv` one
-row per quarantined photo. Both are in path order, and both are read and written as streams.
+row per quarantined photo, and one per field that could not be described of a photo that has a
+record. Both are in path order, and both are read and written as streams.
 """
 
 import csv
@@ -15,11 +16,19 @@ from phototagger import CLONE
 from phototagger.errors import UserError
 from phototagger.files import open_atomic
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 SCHEMA = CLONE / "config/schema/record.schema.json"
 
 # Stages that can quarantine a photo, in the order in which a photo passes them.
 STAGES = ("thumbs", "embed")
+
+# A photo of which this stage left out a field is a record all the same; its problems are one row
+# per field, beside the record.
+DESCRIBE = "describe"
+
+# Where a keyword comes from, in the order in which they stand: embedded in the photo, a vision
+# language model, CLIP.
+SOURCES = ("person", "vlm", "clip")
 
 
 class Score(TypedDict):
@@ -31,14 +40,14 @@ class Score(TypedDict):
 
 
 class Keyword(TypedDict):
-    """A label that may be exported, with its place in the hierarchy."""
+    """A word for the photo, with its place in the hierarchy if a vocabulary has it."""
 
     keyword: str
     path: list[str]  # from the top down to the keyword
     synonyms: list[str]
     rank: int  # from 1
-    score: float  # cosine
-    source: str
+    score: float | None  # cosine; None if CLIP did not find it
+    source: str  # the first of SOURCES that has it
 
 
 class Gps(TypedDict):
@@ -46,6 +55,32 @@ class Gps(TypedDict):
 
     lat: float
     lon: float
+
+
+class Own(TypedDict):
+    """What the photo's own metadata says."""
+
+    caption: str | None
+    description: str | None
+    keywords: list[str]
+
+
+class Asked(TypedDict):
+    """How a field of a photo came about; for a skipped field there is nothing from `request` on."""
+
+    status: str  # done, skipped or failed
+    setup: str
+    setup_digest: str
+    model: str | None
+    server: str | None  # version
+    profile: str
+    prompt_digest: str
+    request: str | None  # key of the kept answer
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    seconds: float | None
+    attempts: int | None
+    finish_reason: str | None
 
 
 class Record(TypedDict):
@@ -62,18 +97,22 @@ class Record(TypedDict):
     camera: str | None
     lens: str | None
     gps: Gps | None
+    own: Own
     thumb: str
     labels: list[Score]
     over_threshold: list[Score]
+    caption: str | None
+    description: str | None
     keywords: list[Keyword]
-    models: dict[str, str]
+    models: dict[str, str]  # clip, and of each field that was done
+    describe: dict[str, Asked]  # by field; empty if the stage is off
     notes: list[str]
     schema_version: str
 
 
 @dataclass(frozen=True)
 class ProblemRow:
-    """One row of `problems.csv`: a photo, the stage that quarantined it, and the way out."""
+    """One row of `problems.csv`: a photo, the stage that failed on it, and the way out."""
 
     rel_path: str
     stage: str

@@ -58,6 +58,12 @@ def flat_keywords(record: Record) -> list[str]:
     return [level for text in flat if (level := _level(text))]
 
 
+def _is_news(keyword: Mapping[str, Any]) -> bool:
+    """Whether a keyword says more than the photo's own metadata does."""
+    path = keyword.get("path") or [keyword["keyword"]]
+    return keyword.get("source") != "person" or len(path) > 1 or bool(keyword.get("synonyms"))
+
+
 def _joined_paths(separator: str) -> Callable[[Record], list[str]]:
     return lambda record: [separator.join(path) for path in keyword_levels(record)]
 
@@ -124,8 +130,12 @@ FIELDS = (
 def sidecar_values(record: Record) -> Values:
     """What the sidecar of a record holds: tag -> values, in record order, without duplicates.
 
-    Empty when there is nothing to write.
+    Empty when there is nothing to write: also when there are no texts, and every keyword is one
+    that the photo itself has already.
     """
+    texts = any(_text(key)(record) for key in ("caption", "description"))
+    if not texts and not any(_is_news(keyword) for keyword in record.get("keywords") or []):
+        return {}
     values = {field.tag: list(dict.fromkeys(field.values(record))) for field in FIELDS}
     return {tag: items for tag, items in values.items() if items}
 

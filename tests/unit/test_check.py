@@ -3,7 +3,7 @@ import json
 import shutil
 
 import pytest
-from tables_for_tests import RUN_ID, make_library
+from tables_for_tests import RUN_ID, failed, make_library, skipped
 
 from phototagger.errors import UserError
 
@@ -244,3 +244,185 @@ def test_a_name_too_long_for_a_sidecar_may_lack_one(tmp_path):
     for path in library.paths("sidecars-manifest", ".tsv"):
         edit_lines(path, lambda lines: [line for line in lines if "xxx" not in line])
     assert library.check() == everything | {"sidecars": everything["sidecars"] - 1}
+
+
+# ------------------------------------------------------------------------------------- described
+
+OWN = {
+    "2.jpg": {"own_caption": "Ours", "own_keywords": ["Tom", "cat"]},
+    "a/0.jpg": {"own_keywords": ["harbour", "family"]},
+}
+ANSWERS = {
+    ("1.jpg", "caption"): failed("answer_loop", 'it says "the the" 30 times'),
+    ("1.jpg", "keywords"): failed("server_failed", "500"),
+    ("1.jpg", "description"): failed("answer_truncated", "no end"),
+    ("2.jpg", "caption"): skipped(),
+    ("a/1.jpg", "caption"): failed("server_failed", "but the photo has no record"),
+    ("a/2.jpg", "keywords"): failed("answer_empty", "nothing"),
+    ("a/3.jpg", "keywords"): {"keywords": ["fur, cat", "Cat"], "notes": ["1 dropped"]},
+}
+
+
+@pytest.fixture(scope="module")
+def finished_with_words(tmp_path_factory):
+    fields = ("caption", "keywords", "description")
+    work = tmp_path_factory.mktemp("words")
+    options = {"problems": PROBLEMS, "own": OWN, "fields": fields, "answers": ANSWERS}
+    return make_library(work, PHOTOS, **options).run()
+
+
+@pytest.fixture
+def described(finished_with_words, tmp_path):
+    work = tmp_path / "described"
+    shutil.copytree(finished_with_words.work, work)
+    return type(finished_with_words)(work, finished_with_words.shards)
+
+
+def test_the_ledger_of_fields(described):
+    counts = described.check()
+    assert {field: counts["stages"][field] for field in ("caption", "keywords", "description")} == {
+        "caption": {"in": 20, "done": 15, "skipped": 4, "quarantined": 1},
+        "keywords": {"in": 20, "done": 15, "skipped": 3, "quarantined": 2},
+        "description": {"in": 20, "done": 16, "skipped": 3, "quarantined": 1},
+    }
+    assert (counts["records"], counts["problems"], counts["sidecars"]) == (17, 3, 17)
+    rows = (described.results / "problems.csv").read_text().splitlines()[1:]
+    assert len(rows) == 3 + 4
+    assert [row for row in rows if row.startswith("1.jpg")] == [
+        '1.jpg,describe,answer_loop,"caption: it says ""the the"" 30 times",'
+        '"The model repeated itself; try another setup, or a higher temperature."',
+        *rows[2:4],
+    ]
+
+
+def record_of(rel_path, change):
+    def tamper(library):
+        lines = (library.results / "records.jsonl").read_text().splitlines()
+        which = [json.loads(line)["rel_path"] for line in lines].index(rel_path)
+        edit_record(library, change, which)
+
+    return tamper
+
+
+def status(field, value):
+    return lambda record: record["describe"][field].update(status=value)
+
+
+def keyword_source(rank, source):
+    return lambda record: record["keywords"][rank - 1].update(source=source)
+
+
+def swap_keywords(record):
+    keywords = record["keywords"]
+    keywords[0], keywords[-1] = keywords[-1], keywords[0]
+    for rank, keyword in enumerate(keywords, 1):
+        keyword["rank"] = rank
+
+
+def twice(record):
+    record["keywords"].insert(1, record["keywords"][0] | {"source": "vlm"})
+    for rank, keyword in enumerate(record["keywords"], 1):
+        keyword["rank"] = rank
+
+
+def no_row(row):
+    return problems(lambda rows: [r for r in rows if r[0] != "1.jpg" or r[3][:7] != row])
+
+
+def row_first(rows):
+    which = next(i for i, row in enumerate(rows) if row[0] == "a/2.jpg")
+    return [rows[0], rows[which], *rows[1:which], *rows[which + 1 :]]
+
+
+def row_without_record(rows):
+    new = ["0.jpg", "describe", "answer_loop", "caption: no", "try again"]
+    return [rows[0], new, *rows[1:]]
+
+
+DESCRIBED = {
+    "caption lost": (record_of("3.jpg", lambda r: r.update(caption=None)), "None, but it was done"),
+    "caption from nowhere": (
+        record_of("1.jpg", lambda r: r.update(caption="x")),
+        "'x', but it was failed",
+    ),
+    "caption of the photo": (
+        record_of("2.jpg", lambda r: r.update(caption=r["own"]["caption"])),
+        "'Ours', but it was skipped",
+    ),
+    "description lost": (record_of("3.jpg", lambda r: r.update(description=None)), "description"),
+    "status done": (record_of("1.jpg", status("description", "done")), "but it was done"),
+    "status failed": (record_of("3.jpg", status("keywords", "failed")), "models are"),
+    "status skipped": (record_of("1.jpg", status("keywords", "skipped")), "but the problems are"),
+    "model lost": (record_of("3.jpg", lambda r: r["models"].pop("keywords")), "models are"),
+    "model changed": (record_of("3.jpg", lambda r: r["models"].update(caption="x")), "models are"),
+    "field lost": (record_of("3.jpg", lambda r: r["describe"].pop("caption")), "describe has"),
+    "stage lost": (record_of("3.jpg", lambda r: r.update(describe={})), "describe has nothing"),
+    "note lost": (record_of("1.jpg", lambda r: r["notes"].pop()), "no note says 'description: no"),
+    "own keyword lost": (record_of("2.jpg", lambda r: r["own"]["keywords"].pop()), "photo's own"),
+    "own keyword as the model's": (record_of("a/0.jpg", keyword_source(2, "vlm")), "photo's own"),
+    "keyword of a model that failed": (
+        record_of("1.jpg", lambda r: twice(r) or r["keywords"].pop(0)),
+        "order of their sources|found none|instead of 1",
+    ),
+    "sources mixed": (record_of("a/0.jpg", swap_keywords), "order of their sources|photo's own"),
+    "keyword twice": (record_of("3.jpg", twice), "Cat stands twice"),
+    "CLIP without score": (
+        record_of("3.jpg", lambda r: r["keywords"][-1].update(score=None, source="clip")),
+        "has no score",
+    ),
+    "row lost": (no_row("caption"), r"1\.jpg: failed are .'caption', 'keywords'.*problems are key"),
+    "all rows lost": (problems(lambda rows: [r for r in rows if r[1] != "describe"]), "nothing"),
+    "row twice": (problems(lambda rows: [*rows[:3], rows[2], *rows[3:]]), "but the problems are"),
+    "row of another field": (problems(set_cell(2, 3, "title: no")), "but the problems are title"),
+    "row with another reason": (
+        problems(set_cell(2, 3, "caption: no")),
+        "no note says 'caption: no",
+    ),
+    "row of an unknown kind": (problems(set_cell(2, 2, "bored")), "unknown kind 'bored'"),
+    "rows out of order": (problems(row_first), "not in the order of the plan"),
+    "row without a record": (problems(row_without_record), "'caption: no', but there is no such"),
+}
+
+
+@pytest.mark.parametrize("name", DESCRIBED)
+def test_tampering_with_words_is_found(described, name):
+    tamper, message = DESCRIBED[name]
+    tamper(described)
+    with pytest.raises(UserError, match=message):
+        described.check()
+
+
+def test_the_fields_must_be_those_that_were_asked_for(library, described):
+    assert "caption" not in library.check(fields=[])["stages"]
+    described.check(fields=["description", "keywords", "caption"])
+    for work, fields in ((library, ["caption"]), (described, []), (described, ["caption"])):
+        with pytest.raises(UserError, match=r"nothing instead of|keywords"):
+            work.check(fields=fields)
+
+
+def test_a_library_without_records_still_names_its_fields(tmp_path):
+    library = make_library(tmp_path, ["a.jpg"], problems={"a.jpg": ("thumbs", "empty")}).run()
+    stages = library.check(fields=["caption"])["stages"]
+    assert stages["caption"] == {"in": 1, "done": 0, "skipped": 1, "quarantined": 0}
+
+
+def test_a_photo_with_nothing_but_its_own_keywords_needs_no_sidecar(tmp_path):
+    own = {"a.jpg": {"own_keywords": ["Tom"]}, "b.jpg": {}}
+    library = make_library(tmp_path, own, own=own)
+    library.record()
+    library.collect()
+
+    def no_labels(lines):
+        records = [json.loads(line) for line in lines]
+        for record in records:
+            record["over_threshold"] = []
+            record["keywords"] = [k for k in record["keywords"] if k["source"] == "person"]
+        return [json.dumps(record) + "\n" for record in records]
+
+    for path in [*library.paths("records", ".jsonl"), library.results / "records.jsonl"]:
+        edit_lines(path, no_labels)
+    library.export()
+    library.medoids()
+    library.manifests()
+    counts = library.check()
+    assert (counts["keywords"], counts["sidecars"]) == (1, 0)

@@ -3,9 +3,11 @@ import json
 import shutil
 
 import pytest
-from tables_for_tests import MODEL, make_library, sha256_of
+from record import join_keywords
+from tables_for_tests import MODEL, SETUP, failed, make_library, sha256_of, skipped
 
 from phototagger.errors import UserError
+from phototagger.job import Stats
 from phototagger.names import folder_of
 from phototagger.plan import read_listing
 from phototagger.problems import KINDS
@@ -142,3 +144,127 @@ def test_problems_are_proper_csv(library):
     assert all(len(row) == 5 for row in rows)
     listing = read_listing(library.path("plan/shards", library.shards[0].name, ".tsv"))
     assert {row[0] for row in rows[1:]} < {photo.rel_path for photo in listing}
+
+
+# ------------------------------------------------------------------------------------- described
+
+FIELDS = ("caption", "keywords", "description")
+
+
+def test_answers_are_in_the_record_and_say_how_they_came_about(tmp_path):
+    own = {"a.jpg": {"own_caption": "Ours", "own_keywords": ["CAT", "Tom"], "place": "Ulm"}}
+    answers = {("a.jpg", "caption"): skipped()}
+    library = make_library(tmp_path, ["a.jpg"], own=own, fields=FIELDS, answers=answers)
+    library.record()
+    (found,), problems = results(library)
+    assert load_validator()(found) is None
+    assert problems == []
+    assert found["own"] == {"caption": "Ours", "description": None, "keywords": ["CAT", "Tom"]}
+    assert (found["caption"], found["description"]) == (None, "A picture of a.jpg.")
+    assert found["models"] == {"clip": MODEL, "keywords": "tiny-vlm", "description": "tiny-vlm"}
+    assert list(found["describe"]) == list(FIELDS)
+    assert [how["status"] for how in found["describe"].values()] == ["skipped", "done", "done"]
+    assert found["describe"]["caption"]["request"] is None
+    assert found["describe"]["caption"]["setup"] == SETUP
+    assert found["describe"]["keywords"]["completion_tokens"] == 20
+    assert [(k["keyword"], k["source"]) for k in found["keywords"]][:3] == [
+        ("CAT", "person"),
+        ("Tom", "person"),
+        ("harbour", "vlm"),
+    ]
+
+
+def test_a_failed_field_is_a_note_and_a_problem_beside_the_record(tmp_path):
+    answers = {
+        ("b.jpg", "keywords"): failed("answer_loop", "cat 40 times\nand more"),
+        ("b.jpg", "caption"): failed("server_failed", "500"),
+        ("c.jpg", "caption"): failed("server_failed", "500"),
+        ("d.jpg", "description"): {"notes": ["asked twice"]},
+    }
+    broken = {"c.jpg": ("embed", "embed_failed")}
+    names = ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]
+    library = make_library(tmp_path, names, problems=broken, fields=FIELDS, answers=answers)
+    library.record()
+    records, problems = results(library)
+    assert [r["notes"] for r in records] == [
+        [],
+        ["caption: 500", "keywords: cat 40 times and more"],
+        ["description: asked twice"],
+    ]
+    assert [(p.rel_path, p.stage, p.kind, p.message, p.what_to_do) for p in problems][:2] == [
+        ("b.jpg", "describe", "server_failed", "caption: 500", KINDS["server_failed"]),
+        ("b.jpg", "describe", "answer_loop", records[1]["notes"][1], KINDS["answer_loop"]),
+    ]
+    assert [(p.rel_path, p.stage) for p in problems][2:] == [("c.jpg", "embed")]
+    assert records[1]["caption"] is None
+    assert "vlm" not in {k["source"] for k in records[1]["keywords"]}
+    assert records[1]["models"] == {"clip": MODEL, "description": "tiny-vlm"}
+
+
+CLIP = [
+    {"keyword": "cat", "path": ["animal", "cat"], "synonyms": ["kitty"], "score": 0.3},
+    {"keyword": "crane", "path": ["animal", "crane"], "synonyms": [], "score": 0.2},
+    {"keyword": "crane", "path": ["machine", "crane"], "synonyms": [], "score": 0.1},
+]
+CLIP = [keyword | {"rank": 0, "source": "clip"} for keyword in CLIP]
+
+
+def join(own, vlm, paths=None):
+    joined = join_keywords(own, {"keywords": vlm, "paths": paths or {}}, CLIP)
+    assert [keyword["rank"] for keyword in joined] == list(range(1, len(joined) + 1))
+    return [(k["source"], k["path"], k["synonyms"], k["score"]) for k in joined]
+
+
+def test_sources_are_joined_and_each_word_stands_once():
+    assert join(["Tom", "CAT"], ["cat", "tom", "straße", "Fur"], {"fur": ["body", "fur"]}) == [
+        ("person", ["Tom"], [], None),
+        ("person", ["animal", "CAT"], ["kitty"], 0.3),
+        ("vlm", ["straße"], [], None),
+        ("vlm", ["body", "Fur"], [], None),
+        ("clip", ["animal", "crane"], [], 0.2),
+        ("clip", ["machine", "crane"], [], 0.1),
+    ]
+
+
+def test_a_word_that_two_labels_share_takes_the_better_one():
+    assert join([], ["Crane", "STRASSE", "straße"]) == [
+        ("vlm", ["animal", "Crane"], [], 0.2),
+        ("vlm", ["STRASSE"], [], None),
+        ("clip", ["animal", "cat"], ["kitty"], 0.3),
+    ]
+
+
+def test_every_setup_has_its_file(tmp_path):
+    library = make_library(tmp_path, ["a.jpg", "b.jpg"], fields=FIELDS)
+    library.record()
+    before = results(library)
+    path = library.path(f"describe/{SETUP}", library.shards[0].name, ".jsonl")
+    other = library.path("describe/other", library.shards[0].name, ".jsonl")
+    other.parent.mkdir()
+    lines = path.read_text().splitlines(keepends=True)
+    other.write_text("".join(line for line in lines if '"field": "keywords"' in line))
+    with pytest.raises(UserError, match=r"keywords is in .*delete it, run again"):
+        library.record()
+    path.write_text("".join(line for line in lines if '"field": "keywords"' not in line))
+    library.record()
+    assert results(library) == before
+
+
+@pytest.mark.parametrize("change", [{"sha256": "0" * 64}, {"rel_path": "z.jpg"}])
+def test_answers_of_another_photo_are_an_error_with_a_way_out(tmp_path, change):
+    answers = {("b.jpg", "caption"): change}
+    library = make_library(tmp_path, ["a.jpg", "b.jpg"], fields=FIELDS, answers=answers)
+    with pytest.raises(UserError, match=r"jsonl: b\.jpg is missing.*delete it and run again"):
+        library.record()
+
+
+def test_counts_are_of_photos(tmp_path):
+    answers = {("a.jpg", field): failed("server_failed", "500") for field in FIELDS}
+    broken = {"b.jpg": ("thumbs", "empty")}
+    library = make_library(
+        tmp_path, ["a.jpg", "b.jpg"], problems=broken, fields=FIELDS, answers=answers
+    )
+    stats = Stats()
+    library.record_shard(library.shards[0].name, stats)
+    assert (stats.photos, stats.computed, stats.skipped) == (2, 1, 1)
+    assert len(results(library)[1]) == 4

@@ -10,6 +10,10 @@ from phototagger.errors import UserError
 from phototagger.records import (
     MEDOID_COLUMNS,
     SCHEMA,
+    SOURCES,
+    Asked,
+    Keyword,
+    Own,
     ProblemRow,
     Record,
     format_record,
@@ -30,6 +34,23 @@ SCORES = [
     {"label": "dog", "cosine": 0.2, "probability": 0.1},
 ]
 KEYWORD = {"keyword": "cat", "path": ["animal", "cat"], "synonyms": ["kitty"]}
+OTHER = {"keyword": "Tom", "path": ["Tom"], "synonyms": []}
+ASKED = {
+    "status": "done",
+    "setup": "tiny-vlm_llama.cpp",
+    "setup_digest": "b" * 64,
+    "model": "tiny-vlm",
+    "server": None,
+    "profile": "default",
+    "prompt_digest": "c" * 64,
+    "request": "a" * 64,
+    "prompt_tokens": 300,
+    "completion_tokens": 20,
+    "seconds": 0.25,
+    "attempts": 1,
+    "finish_reason": "stop",
+}
+SKIPPED = ASKED | {"status": "skipped"} | dict.fromkeys(list(ASKED)[7:])
 GOOD = {
     "rel_path": "a/ü|\\n.jpg",
     "sha256": "0" * 64,
@@ -42,13 +63,20 @@ GOOD = {
     "camera": "NIKON D850",
     "lens": None,
     "gps": {"lat": 48.1, "lon": -11.0},
+    "own": {"caption": "Our cat", "description": None, "keywords": ["Tom"]},
     "thumb": "512/ab/abc.jpg",
     "labels": SCORES,
     "over_threshold": SCORES[:1],
-    "keywords": [KEYWORD | {"rank": 1, "score": 0.31, "source": "clip"}],
-    "models": {"clip": "demo-clip"},
+    "caption": "A cat asleep.",
+    "description": None,
+    "keywords": [
+        OTHER | {"rank": 1, "score": None, "source": "person"},
+        KEYWORD | {"rank": 2, "score": 0.31, "source": "clip"},
+    ],
+    "models": {"clip": "demo-clip", "caption": "tiny-vlm"},
+    "describe": {"caption": ASKED, "keywords": SKIPPED},
     "notes": [],
-    "schema_version": "1.0",
+    "schema_version": "1.1",
 }
 CHANGES = [
     ("sha256", None),
@@ -76,6 +104,18 @@ CHANGES = [
     ("over_threshold", {}),
     ("keywords", [KEYWORD]),
     ("keywords", [KEYWORD | {"rank": 0, "score": 0.31, "source": "clip"}]),
+    ("keywords", [KEYWORD | {"rank": 1, "score": 0.31, "source": "somebody"}]),
+    ("own", None),
+    ("own", GOOD["own"] | {"caption": ""}),
+    ("own", GOOD["own"] | {"keywords": None}),
+    ("caption", ""),
+    ("description", ["text"]),
+    ("describe", {"title": ASKED}),
+    ("describe", {"caption": ASKED | {"status": "asleep"}}),
+    ("describe", {"caption": ASKED | {"request": "short"}}),
+    ("describe", {"caption": ASKED | {"attempts": 1.5}}),
+    ("describe", {"caption": {k: v for k, v in ASKED.items() if k != "profile"}}),
+    ("models", {"clip": "x", "caption": None}),
     ("models", {}),
     ("models", {"clip": "x", "other": "y"}),
     ("notes", [""]),
@@ -87,20 +127,27 @@ CHANGES = [
 def test_schema_is_draft_2020_12_and_describes_every_field():
     schema = json.loads(SCHEMA.read_text())
     Draft202012Validator.check_schema(schema)
-    objects = [schema, schema["properties"]["gps"], schema["properties"]["models"]]
-    objects += schema["$defs"].values()
-    for part in objects:
+    whole = [schema, *schema["$defs"].values()]
+    whole += [schema["properties"][name] for name in ("gps", "own")]
+    by_field = [schema["properties"][name] for name in ("models", "describe")]
+    for part in [*whole, *by_field]:
         assert part["description"]
         assert part["additionalProperties"] is False
-        assert set(part["required"]) == set(part["properties"])
+        if part in whole:
+            assert set(part["required"]) == set(part["properties"])
         assert all(
             field.get("description") or "$ref" in field for field in part["properties"].values()
         )
 
 
 def test_schema_and_typed_record_have_the_same_fields_in_the_same_order():
-    properties = json.loads(SCHEMA.read_text())["properties"]
+    schema = json.loads(SCHEMA.read_text())
+    properties = schema["properties"]
     assert list(properties) == list(Record.__annotations__) == list(GOOD)
+    assert list(properties["own"]["properties"]) == list(Own.__annotations__)
+    assert list(schema["$defs"]["asked"]["properties"]) == list(Asked.__annotations__)
+    assert list(schema["$defs"]["keyword"]["properties"]) == list(Keyword.__annotations__)
+    assert schema["$defs"]["keyword"]["properties"]["source"]["enum"] == list(SOURCES)
 
 
 def test_a_good_record_is_valid():

@@ -63,6 +63,19 @@ def test_nothing_to_write():
     assert xmp.sidecar_values(record(keyword("\x01 "), caption=" ", description=None)) == {}
 
 
+def test_what_the_photo_says_itself_is_nothing_to_write():
+    own = keyword("Tom") | {"source": "person"}
+    known = keyword("animal", "cat", synonyms=["kitty"]) | {"source": "person"}
+    new = keyword("harbour") | {"source": "vlm"}
+    assert xmp.sidecar_values(record(own)) == {}
+    assert xmp.sidecar_values(record(own, new))["XMP-dc:Subject"] == ["Tom", "harbour"]
+    # a label of CLIP that the photo has too: its place and its synonyms are new
+    assert xmp.sidecar_values(record(known))["XMP-dc:Subject"] == ["animal", "cat", "kitty"]
+    with_caption = xmp.sidecar_values(record(own, caption="A cat."))
+    assert with_caption["XMP-dc:Subject"] == ["Tom"]
+    assert with_caption["XMP-photoshop:CaptionWriter"] == ["photo-tagger"]
+
+
 def test_texts():
     values = xmp.sidecar_values(record(caption="A cat.", description="A cat\r\nasleep. "))
     assert values == {
