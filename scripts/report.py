@@ -9,15 +9,24 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from phototagger import names, pages, plan
+from phototagger import described, names, pages, plan
 from phototagger.files import write_atomic
 from phototagger.job import Stats, job
 from phototagger.machine import Machine
 from phototagger.models import card
-from phototagger.records import ProblemRow, read_medoids, read_problems, read_records
+from phototagger.prompts import FIELDS
+from phototagger.records import (
+    DESCRIBE,
+    SOURCES,
+    ProblemRow,
+    read_medoids,
+    read_problems,
+    read_records,
+)
 
 TEMPLATE = "report.html.jinja"
 TOP_LABELS = 20
+TOP_KEYWORDS = 20
 TOP_CAMERAS = 5
 COVERS = 24  # folders in the overview; the others are folded away
 MAX_PROBLEMS = 500  # rows of the table of problems
@@ -62,6 +71,22 @@ class Library:
     tagged: int = 0  # photos with at least one keyword
     days: tuple[str, str] | None = None  # first and last, ISO 8601
     years: Counter[int] = field(default_factory=Counter)
+    keywords: Counter[str] = field(default_factory=Counter)  # of all sources
+    found: set[str] = field(default_factory=set)  # sources of keywords
+    fields: Counter[str] = field(default_factory=Counter)  # photos with a caption, a description
+    answers: set[tuple[str, str, str]] = field(default_factory=set)  # model, setup, field
+
+    @property
+    def sources(self) -> list[str]:
+        return [source for source in SOURCES if source in self.found]
+
+    @property
+    def describers(self) -> list[tuple[str, str, list[str]]]:
+        """Who was asked for which fields: (model, setup, fields)."""
+        pairs = sorted({(model, setup) for model, setup, _ in self.answers})
+        return [
+            (*pair, [name for name in FIELDS if (*pair, name) in self.answers]) for pair in pairs
+        ]
 
 
 @dataclass(frozen=True)
@@ -75,11 +100,15 @@ class Bar:
 
 @dataclass(frozen=True)
 class Problems:
-    """Rows of the table (at most MAX_PROBLEMS) and the number of all, per kind."""
+    """Rows of the table (at most MAX_PROBLEMS), and the numbers of all."""
 
     rows: list[ProblemRow]
-    kinds: list[tuple[str, int]]
-    total: int
+    quarantined: int  # photos without a record
+    fields: int  # caption, keywords or description of a photo, without a good answer
+
+    @property
+    def total(self) -> int:
+        return self.quarantined + self.fields
 
 
 def report(
@@ -118,6 +147,7 @@ def report(
         library=library,
         folders=list(library.folders.values()),
         shown=stats.computed,
+        top_keywords=ranked(library.keywords, TOP_KEYWORDS) if library.found - {"clip"} else [],
         top_labels=ranked(library.labels or library.top1, TOP_LABELS),
         cameras=ranked(library.cameras, TOP_CAMERAS),
         scores=histogram(library.scores),
@@ -157,6 +187,7 @@ def _count(library: Library, folder: Folder, record: Mapping) -> None:
         best = record["labels"][0]
         library.top1[best["label"]] += 1
         library.scores[int(best["cosine"] * STEPS // 1)] += 1
+    _count_words(library, record)
     if camera := record.get("camera"):
         library.cameras[camera] += 1
     day = (record.get("taken_at") or "")[:10]
@@ -166,14 +197,26 @@ def _count(library: Library, folder: Folder, record: Mapping) -> None:
         library.years[int(day[:4])] += 1
 
 
+def _count_words(library: Library, record: Mapping) -> None:
+    words = {item["keyword"]: item["source"] for item in record["keywords"]}
+    library.keywords.update(words.keys())
+    library.found.update(words.values())
+    for name, answer in record.get("describe", {}).items():
+        if name != "keywords":
+            library.fields[name] += described.text(record, name) is not None
+        if answer["status"] == "done":
+            library.answers.add((answer["model"] or "", answer["setup"], name))
+
+
 def count_problems(path: Path) -> Problems:
-    """The problems, as many as are shown, and the number of all."""
-    rows, kinds = [], Counter[str]()
+    """The problems, as many as are shown, and the numbers of all."""
+    rows, total, fields = [], 0, 0
     for row in read_problems(path):
-        kinds[row.kind] += 1
+        total += 1
+        fields += row.stage == DESCRIBE
         if len(rows) < MAX_PROBLEMS:
             rows.append(row)
-    return Problems(rows, ranked(kinds), kinds.total())
+    return Problems(rows, total - fields, fields)
 
 
 def ranked(counts: Counter[str], limit: int | None = None) -> list[tuple[str, int]]:

@@ -3,15 +3,19 @@
 `results/folders/<folder>/` is what can be handed over of a folder: `summary.md`, `records.jsonl`
 and `medoid.jpg`, a copy of its medoid's thumbnail, so that pictures show wherever the results and
 the cache are. Photos in the root itself are the folder `_root_`. Records are streamed: what is kept
-in memory grows with the number of folders, not of photos.
+in memory grows with the folders and their different keywords, not with the photos.
+
+If models were asked about the photos, a folder quotes its medoid's caption, the beginning of its
+description, and captions of photos that have many of the folder's frequent keywords.
 """
 
 import heapq
 import re
 import shutil
+import sys
 import uuid
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -20,16 +24,31 @@ from typing import Any
 from urllib.parse import quote_from_bytes
 
 from phototagger import names
+from phototagger.described import NAMES, beginning, plain
+from phototagger.described import text as text_of
 from phototagger.files import open_atomic
 from phototagger.job import Stats, job
 from phototagger.machine import Machine
 from phototagger.plan import sort_key
 from phototagger.problems import KINDS
-from phototagger.records import ProblemRow, read_lines, read_medoids, read_problems
+from phototagger.prompts import FIELDS
+from phototagger.records import (
+    DESCRIBE,
+    ProblemRow,
+    read_lines,
+    read_medoids,
+    read_problems,
+    read_records,
+)
+
+Asked = tuple[str, str, str]  # model, setup, prompt profile
 
 KEYWORDS = 30  # most frequent keywords listed
 HIGHLIGHTS = 5  # photos listed per folder, those with the strongest label
 NAMED_PROBLEMS = 20  # quarantined photos named per folder
+EXCERPTS = 3  # photos per folder whose captions are quoted, besides the medoid's
+TYPICAL = 10  # most frequent keywords of a folder; photos that have many of them are quoted
+EXCERPT = 240  # characters of a description
 PICTURES = 24  # folders shown with a picture in the whole summary, those with most photos
 FREQUENT = 3  # keywords per row of the table of folders
 
@@ -39,6 +58,9 @@ _RESERVED = re.compile(
     r"(?:_root_|summary\.md|records\.jsonl|medoid\.jpg|\.snakemake_timestamp)_*", re.IGNORECASE
 )
 _MARKUP = re.compile(r"[\\`*\[\]<>|~&$]|(?<![^\W_])_|_(?![^\W_])")  # inside words _ is just text
+_LINK = re.compile(
+    r"(?<=:)(?=//)|(?<=www)(?=\.)|(?=@)", re.IGNORECASE
+)  # what becomes one by itself
 
 
 @dataclass
@@ -48,23 +70,36 @@ class Folder:
     name: str  # encoded, "." = the root
     photos: int = 0
     without_keywords: int = 0
-    keywords: Counter[str] = field(default_factory=Counter)
+    sources: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    fields: dict[str, Counter[str]] = field(default_factory=dict)  # status of a field -> photos
     first: str | None = None  # days, YYYY-MM-DD
     last: str | None = None
     highlights: list[tuple[float, str, str]] = field(default_factory=list)  # cosine, photo, label
     problems: list[ProblemRow] = field(default_factory=list)  # the first ones
+    rows: int = 0  # of problems.csv; several of a photo if several of its fields failed
     quarantined: int = 0
     medoid: str | None = None  # rel_path
     cosine: float = 0.0  # of the medoid to the centroid
+    caption: str | None = None  # of the medoid
+    description: str | None = None
+    excerpts: list[tuple[str, str]] = field(default_factory=list)  # photo, caption
     thumb: str | None = None  # of the medoid, relative to the thumbs of the cache
 
     @property
     def title(self) -> str:
         return "the root folder" if self.name == "." else self.name
 
+    @property
+    def keywords(self) -> Counter[str]:
+        """Photos per keyword; a photo has each from one source."""
+        return sum(self.sources.values(), Counter())
+
     def add(self, record: dict[str, Any]) -> None:
         self.photos += 1
-        self.keywords.update({keyword["keyword"] for keyword in record["keywords"]})
+        for word, source in {keyword_of(item) for item in record["keywords"]}:
+            self.sources[source][word] += 1
+        for name, answer in record.get("describe", {}).items():
+            self.fields.setdefault(name, Counter())[answer["status"]] += 1
         self.without_keywords += not record["keywords"]
         if record["taken_at"]:
             day = record["taken_at"][:10]
@@ -77,9 +112,12 @@ class Folder:
                 self.highlights = strongest(self.highlights)
         if record["rel_path"] == self.medoid:
             self.thumb = record["thumb"]
+            self.caption = text_of(record, "caption")
+            self.description = text_of(record, "description")
 
     def add_problem(self, row: ProblemRow) -> None:
-        self.quarantined += 1
+        self.rows += 1
+        self.quarantined += row.stage != DESCRIBE
         if len(self.problems) < NAMED_PROBLEMS:
             self.problems.append(row)
 
@@ -111,9 +149,12 @@ def summary(
     for name, rel_path, cosine in read_medoids(medoids):
         folder = folder_named(name)
         folder.medoid, folder.cosine = rel_path, cosine
-    for row in read_problems(problems):
-        folder_named(names.folder_of(row.rel_path)).add_problem(row)
-        kinds[row.stage, row.kind] += 1
+    for rel_path, rows in groupby(read_problems(problems), key=lambda row: row.rel_path):
+        rows = list(rows)
+        for row in rows:
+            folder_named(names.folder_of(rel_path)).add_problem(row)
+        kinds.update({(row.stage, row.kind) for row in rows})
+    asked: dict[str, set[Asked]] = {}
 
     with new_folder(folders_output) as place:
         lines = read_lines(records)
@@ -125,6 +166,7 @@ def summary(
             with (path / "records.jsonl").open("a", encoding="utf-8", newline="") as file:
                 for line, record in run:
                     folder.add(record)
+                    add_asked(asked, record)
                     file.write(line)
                     stats.photos += 1
                     stats.progress()
@@ -132,7 +174,7 @@ def summary(
         for folder in ordered:
             write_folder(folder, folder_path(place, folder.name), machine.cache / "thumbs")
 
-    text = whole_page(ordered, kinds, folders_output.name, model, labels)
+    text = whole_page(ordered, kinds, asked, folders_output.name, model, labels)
     with open_atomic(summary_output) as file:
         file.writelines(f"{line}\n" for line in text)
     stats.computed = stats.photos
@@ -168,8 +210,41 @@ def write_folder(folder: Folder, path: Path, thumbs: Path) -> None:
     if folder.thumb:
         with suppress(FileNotFoundError):  # the cache may be deleted at any time
             shutil.copyfile(thumbs / folder.thumb, path / "medoid.jpg")
+    if folder.fields:
+        folder.excerpts = excerpts(folder, read_records(path / "records.jsonl"))
     with (path / "summary.md").open("w", encoding="utf-8", newline="") as file:
         file.writelines(f"{line}\n" for line in folder_page(folder))
+
+
+def keyword_of(keyword: Mapping[str, Any]) -> tuple[str, str]:
+    """Word and source. Interned: in a large library a word is counted in many folders."""
+    return sys.intern(keyword["keyword"]), keyword["source"]
+
+
+def add_asked(asked: dict[str, set[Asked]], record: Mapping[str, Any]) -> None:
+    """Note which model answers each field; a skipped field names its setup, not its model."""
+    for name, answer in record.get("describe", {}).items():
+        if answer["status"] == "done":
+            found = (answer["model"] or "", answer["setup"], answer["profile"])
+            asked.setdefault(name, set()).add(found)
+
+
+def excerpts(folder: Folder, records: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """The photos (rel_path, caption) that have most of the folder's frequent keywords.
+
+    Not the medoid, whose caption is shown anyway, and of equal captions only one.
+    """
+    typical = {word for word, _ in frequent(folder.keywords, TYPICAL)}
+    found: dict[str, tuple[int, int, str]] = {}  # by caption: the best photo that has it
+    for place, record in enumerate(records):
+        caption = text_of(record, "caption")
+        if not caption or caption == folder.caption or record["rel_path"] == folder.medoid:
+            continue
+        shared = len(typical & {keyword["keyword"] for keyword in record["keywords"]})
+        photo = (-shared, place, record["rel_path"])
+        found[caption] = min(found.get(caption, photo), photo)
+    best = heapq.nsmallest(EXCERPTS, ((*photo, caption) for caption, photo in found.items()))
+    return [(rel_path, caption) for _, _, rel_path, caption in best]
 
 
 # ---------------------------------------------------------------------------------------- pages
@@ -178,25 +253,31 @@ def write_folder(folder: Folder, path: Path, thumbs: Path) -> None:
 def whole_page(
     folders: Sequence[Folder],
     kinds: Counter[tuple[str, str]],
+    asked: Mapping[str, set[Asked]],
     below: str,
     model: str,
     labels: str,
 ) -> Iterator[str]:
     """The lines of the whole summary; `below` is the folder of folders, relative to it."""
     photos = sum(folder.photos for folder in folders)
-    keywords: Counter[str] = Counter()
+    sources: dict[str, Counter[str]] = defaultdict(Counter)
+    fields: dict[str, Counter[str]] = {}
     for folder in folders:
-        keywords.update(folder.keywords)
+        for source, counts in folder.sources.items():
+            sources[source].update(counts)
+        for name, counts in folder.fields.items():
+            fields.setdefault(name, Counter()).update(counts)
 
     yield "# Photo summary"
     yield ""
     yield f"- Photos: {photos:,} in {len(folders):,} folders"
-    yield f"- Quarantined: {kinds.total():,}"
+    yield f"- Quarantined: {sum(folder.quarantined for folder in folders):,}"
     yield f"- Without keywords: {sum(folder.without_keywords for folder in folders):,}"
     yield f"- Model: {escape(model)}"
     yield f"- Labels: {escape(labels)}"
     yield from section("Folders", folder_rows(folders, below))
-    yield from section("Keywords", keyword_rows(keywords, photos))
+    yield from section("Captions, keywords, descriptions", field_rows(fields, asked))
+    yield from section("Keywords", keyword_rows(sources, photos))
     yield from section("Problems", problem_rows(kinds))
     pictured = {f.name for f in heapq.nsmallest(PICTURES, folders, key=lambda f: -f.photos)}
     shown = [folder for folder in folders if folder.name in pictured and folder.photos]
@@ -211,6 +292,7 @@ def whole_page(
         yield ""
         yield f"### [{escape(folder.title)}]({link}/summary.md)"
         yield from medoid_lines(folder, f"{link}/medoid.jpg")
+        yield from excerpt_lines(folder)
         yield from highlight_lines(folder)
 
 
@@ -227,11 +309,13 @@ def folder_page(folder: Folder) -> Iterator[str]:
         yield ""
         yield "## Medoid"
         yield from medoid_lines(folder, "medoid.jpg")
-    if folder.highlights:
+    if folder.highlights or folder.excerpts:
         yield ""
         yield "## Highlights"
+        yield from excerpt_lines(folder)
         yield from highlight_lines(folder)
-    yield from section("Keywords", keyword_rows(folder.keywords, folder.photos))
+    yield from section("Captions, keywords, descriptions", field_rows(folder.fields))
+    yield from section("Keywords", keyword_rows(folder.sources, folder.photos))
     rows = [
         ["Photo", "Stage", "Kind", "Message", "What to do"],
         *(
@@ -240,23 +324,41 @@ def folder_page(folder: Folder) -> Iterator[str]:
         ),
     ]
     yield from section("Problems", rows)
-    if folder.quarantined > len(folder.problems):
+    if folder.rows > len(folder.problems):
         yield ""
-        yield f"and {folder.quarantined - len(folder.problems):,} more, all in problems.csv."
+        yield f"and {folder.rows - len(folder.problems):,} more, all in problems.csv."
 
 
 def folder_rows(folders: Iterable[Folder], below: str) -> Iterator[list[str]]:
     yield ["Folder", "Photos:", "Quarantined:", "Taken", "Frequent keywords"]
     for folder in folders:
-        keywords = ", ".join(escape(word) for word, _ in frequent(folder.keywords, FREQUENT))
+        keywords = ", ".join(prose(word) for word, _ in frequent(folder.keywords, FREQUENT))
         link = f"[{escape(folder.title)}]({folder_link(below, folder.name)}/summary.md)"
         yield [link, f"{folder.photos:,}", f"{folder.quarantined:,}", days(folder), keywords]
 
 
-def keyword_rows(keywords: Counter[str], photos: int) -> Iterator[list[str]]:
-    yield ["Keyword", "Photos:", "Share:"]
-    for word, count in frequent(keywords, KEYWORDS):
-        yield [escape(word), f"{count:,}", f"{100 * count / photos:.1f} %"]
+def field_rows(
+    fields: Mapping[str, Counter[str]], asked: Mapping[str, set[Asked]] | None = None
+) -> Iterator[list[str]]:
+    """Photos per field and outcome, and who was asked; only a header if nobody was."""
+    who = ["Model", "Setup", "Prompts"] if asked is not None else []
+    yield ["Field", "Done:", "Failed:", "Skipped:", *who]
+    for name in FIELDS:
+        if name not in fields:
+            continue
+        counts = (f"{fields[name][status]:,}" for status in ("done", "failed", "skipped"))
+        found = sorted((asked or {}).get(name, ()))
+        each = (", ".join(dict.fromkeys(prose(a[i]) for a in found)) for i in range(len(who)))
+        yield [name, *counts, *each]
+
+
+def keyword_rows(sources: Mapping[str, Counter[str]], photos: int) -> Iterator[list[str]]:
+    """Photos per keyword, told apart by source if there is another than CLIP."""
+    apart = [source for source in NAMES if sources.get(source)] if set(sources) - {"clip"} else []
+    yield ["Keyword", "Photos:", "Share:", *(f"{NAMES[source]}:" for source in apart)]
+    for word, count in frequent(sum(sources.values(), Counter()), KEYWORDS):
+        share = f"{100 * count / photos:.1f} %"
+        yield [prose(word), f"{count:,}", share, *(f"{sources[s][word]:,}" for s in apart)]
 
 
 def problem_rows(kinds: Counter[tuple[str, str]]) -> Iterator[list[str]]:
@@ -272,9 +374,28 @@ def medoid_lines(folder: Folder, picture: str) -> Iterator[str]:
     yield f"![{escape(folder.medoid)}]({picture})"
     yield ""
     yield f"{escape(folder.medoid)} (cosine to the folder's centroid {folder.cosine:.6f})"
+    if folder.caption:
+        yield ""
+        yield f"Caption: {prose(folder.caption)}"
+    if folder.description:
+        yield ""
+        yield f"Description: {prose(beginning(folder.description, EXCERPT))}"
+
+
+def excerpt_lines(folder: Folder) -> Iterator[str]:
+    if not folder.excerpts:
+        return
+    yield ""
+    yield "Captions of photos with the folder's frequent keywords:"
+    yield ""
+    for rel_path, caption in folder.excerpts:
+        yield f"- {escape(rel_path)}: {prose(beginning(caption, EXCERPT))}"
 
 
 def highlight_lines(folder: Folder) -> Iterator[str]:
+    if folder.excerpts and folder.highlights:
+        yield ""
+        yield "Strongest labels:"
     yield ""
     for cosine, rel_path, label in strongest(folder.highlights):
         yield f"- {escape(rel_path)}: {escape(label)} ({cosine:.6f})"
@@ -323,6 +444,11 @@ def folder_link(below: str, folder: str) -> str:
 def escape(text: str) -> str:
     """Text that Markdown shows as it is, also in a table; encoded names have no line breaks."""
     return _MARKUP.sub(r"\\\g<0>", text)
+
+
+def prose(text: str) -> str:
+    """Words of a model or of a photo's metadata: escaped, and no address becomes a link."""
+    return _LINK.sub(r"\\", escape(plain(text)))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@
   const known = new Set([...document.querySelectorAll("[data-label]")].map(e => e.dataset.label));
   bar.hidden = false;
 
-  // A text that is a label shows the photos of that label; any other is looked for in names and labels.
+  // A text that is a label shows the photos of that label; any other is looked for in names, labels
+  // and captions.
   function apply() {
     const wanted = text.value.trim(), lower = wanted.toLowerCase(), place = folder ? folder.value : "";
     const label = known.has(wanted) ? wanted : known.has(lower) ? lower : null;
@@ -17,7 +18,8 @@
       for (const tile of sheet.querySelectorAll(".tile")) {
         const labels = tile.dataset.labels;
         const match = !wanted || (label !== null ? labels.includes("|" + label + "|")
-          : tile.dataset.name.includes(lower) || labels.toLowerCase().includes(lower));
+          : tile.dataset.name.includes(lower) || labels.toLowerCase().includes(lower)
+            || (tile.querySelector(".caption")?.textContent.toLowerCase().includes(lower) ?? false));
         tile.hidden = !match;
         here += match;
         all += 1;

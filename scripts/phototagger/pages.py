@@ -12,7 +12,7 @@ from datetime import date
 from io import BytesIO
 from typing import Any
 
-from phototagger import CLONE, names
+from phototagger import CLONE, described, names
 from phototagger.machine import Machine
 
 log = logging.getLogger(__name__)
@@ -43,6 +43,15 @@ class Label:
 
 
 @dataclass(frozen=True)
+class Keyword:
+    """A keyword that is not from CLIP alone; `score` is CLIP's cosine, if CLIP has it, too."""
+
+    keyword: str
+    source: str  # person or vlm
+    score: float | None
+
+
+@dataclass(frozen=True)
 class Tile:
     """One photo of a contact sheet. Without `picture` its thumbnail could not be made again."""
 
@@ -52,7 +61,10 @@ class Tile:
     name: str
     alt: str
     details: str  # when and with what it was taken
-    labels: tuple[Label, ...]
+    keywords: tuple[Keyword, ...]
+    labels: tuple[Label, ...]  # CLIP's, but those that are among the keywords
+    caption: str | None
+    description: str | None
     picture: Picture | None
     medoid: bool = False
     score: float | None = None
@@ -61,19 +73,32 @@ class Tile:
 def tile(record: Mapping[str, Any], picture: Picture | None, number: int, **more: Any) -> Tile:
     """A record and its picture as a tile."""
     rel_path = record["rel_path"]
-    labels = tuple(_labels(record))
+    keywords = tuple(_keywords(record))
+    known = {keyword.keyword.casefold() for keyword in keywords}
+    labels = tuple(label for label in _labels(record) if label.label.casefold() not in known)
+    caption = described.text(record, "caption")
     taken = (record.get("taken_at") or "")[:10]
     return Tile(
         number,
         rel_path,
         names.folder_of(rel_path),
         rel_path.rpartition("/")[2],
-        _alt(rel_path, labels),
+        caption or _alt(rel_path, keywords, labels),
         " · ".join(filter(None, (taken, record.get("camera")))),
+        keywords,
         labels,
+        caption,
+        described.text(record, "description"),
         picture,
         **more,
     )
+
+
+def _keywords(record: Mapping[str, Any]) -> Iterator[Keyword]:
+    """Keywords of a person and of a model, in their order."""
+    for item in record.get("keywords", ()):
+        if item["source"] != "clip":
+            yield Keyword(item["keyword"], item["source"], item["score"])
 
 
 def _labels(record: Mapping[str, Any]) -> Iterator[Label]:
@@ -86,10 +111,11 @@ def _labels(record: Mapping[str, Any]) -> Iterator[Label]:
             yield Label(item["label"], item["cosine"], item["probability"], keyword)
 
 
-def _alt(rel_path: str, labels: tuple[Label, ...]) -> str:
-    keywords = [label.label for label in labels if label.keyword]
-    if keywords:
-        return "Photo of " + ", ".join(keywords[:5])
+def _alt(rel_path: str, keywords: tuple[Keyword, ...], labels: tuple[Label, ...]) -> str:
+    words = [keyword.keyword for keyword in keywords]
+    words += [label.label for label in labels if label.keyword]
+    if words:
+        return "Photo of " + ", ".join(words[:5])
     if labels:
         return f"Photo, possibly of {labels[0].label}"
     return f"Photo {rel_path.rpartition('/')[2]}"
@@ -130,6 +156,7 @@ def render(template: str, **values: Any) -> str:
     )
     environment.filters["number"] = lambda value: f"{value:,}"
     environment.filters["month"] = _month
+    environment.filters["source"] = described.NAMES.__getitem__
     environment.filters["score"] = lambda value: f"{value:.2f}"
     return environment.get_template(template).render(**values)
 

@@ -13,19 +13,27 @@ from phototagger.cli.events import (
     Job,
     RunState,
     Stage,
+    group_failures,
     last_words,
     live_count,
     plain_error,
 )
-from phototagger.cli.progress import Bars, Lines
+from phototagger.cli.progress import Bars, Lines, describe
 from phototagger.cli.status import Words, rows
 from phototagger.cli.summary import count_problems, show_summary, top_labels
 
 SHARDS = {"a": 10, "b": 20, "c": 60}
 
 
-def info(job: int, shard: str | None, rule: str = "thumbs", log: Path | None = None) -> dict:
+def info(
+    job: int,
+    shard: str | None,
+    rule: str = "thumbs",
+    log: Path | None = None,
+    setup: str | None = None,
+) -> dict:
     wildcards = {"shard": shard} if shard else {}
+    wildcards |= {"setup": setup} if setup else {}
     logs = [str(log)] if log else []
     return {
         "event": "job_info",
@@ -85,6 +93,45 @@ def test_live_counts_may_be_missing_or_odd(tmp_path):
     assert live_count(job) == 0
 
 
+def describing(*jobs: tuple[str, str], planned: int) -> RunState:
+    events = [info(n, shard, "describe", setup=setup) for n, (shard, setup) in enumerate(jobs)]
+    state = state_of(*events, jobs=0)
+    state.planned = {"describe": planned}
+    return state
+
+
+def test_photos_count_once_per_model_setup():
+    assert describing(planned=6).stage("describe") == Stage(0, 180)
+    assert describing(("a", "x"), planned=6).stage("describe") == Stage(0, 180)
+    assert describing(("a", "x"), ("a", "y"), planned=2).stage("describe") == Stage(0, 20)
+    every = [(shard, setup) for shard in SHARDS for setup in "xy"]
+    state = describing(*every, planned=6)
+    state.apply({"event": "job_finished", "job": 0})
+    assert state.stage("describe") == Stage(10, 180)
+
+
+def refused(tmp_path: Path, *shards: str, cause: str = "the model is blind") -> RunState:
+    """A run in which `describe` fails for every shard, each log naming its own shard."""
+    state = state_of(*(info(n, s, "describe", setup="m") for n, s in enumerate(shards)))
+    for number, shard in enumerate(shards):
+        log = tmp_path / f"{shard}.log"
+        log.write_text(f"ERROR results/{shard}.jsonl: {cause}\n")
+        state.apply({"event": "job_error", "job": number, "rule": "describe", "log": [str(log)]})
+    return state
+
+
+def test_failures_of_equal_cause_are_one_line(tmp_path):
+    state = refused(tmp_path, "abc", "bcd", "cde")
+    state.failures.append(Failure("describe", "zzz", None, "another"))
+    groups = group_failures(state.failures)
+    assert [len(group) for group in groups] == [3, 1]
+    assert describe(groups[0]) == (
+        "failed: describe, 3 shards, m: results/abc.jsonl: the model is blind"
+        f" (first log: {tmp_path / 'abc.log'})"
+    )
+    assert describe(groups[1]) == "failed: describe, shard zzz: another"
+
+
 def test_last_words(tmp_path):
     log = tmp_path / "x.log"
     assert "killed" in last_words(log)
@@ -141,6 +188,30 @@ def test_failures_are_printed_once():
     assert output.getvalue() == "failed: embed, shard a: [bold] cause (log: l.log)\n"
 
 
+def test_a_repeated_cause_is_counted_at_the_end(tmp_path):
+    output = io.StringIO()
+    lines = Lines(Console(file=output))
+    state = refused(tmp_path, "abc", "bcd")
+    both, state.failures = state.failures, state.failures[:1]
+    lines.update(state)
+    state.failures = both
+    lines.update(state)
+    assert output.getvalue().count("\n") == 1
+    lines.close()
+    told = [line.split(": ")[1] for line in output.getvalue().splitlines()]
+    assert told == ["describe, shard abc, m", "describe, 2 shards, m"]
+
+
+def test_bars_print_each_cause_once_when_they_close(tmp_path):
+    output = io.StringIO()
+    bars = Bars(Console(file=output, force_terminal=True, width=200))
+    bars.update(refused(tmp_path, "abc", "bcd"))
+    bars.close()
+    last = output.getvalue().rpartition("failed: ")
+    assert last[2].startswith("describe, 2 shards, m: ")
+    assert "abc, m" not in output.getvalue()
+
+
 def test_bars_count_photos_on_a_terminal():
     output = io.StringIO()
     bars = Bars(Console(file=output, force_terminal=True, width=90))
@@ -175,6 +246,35 @@ def test_summary_counts_labels_and_problems(tmp_path, monkeypatch):
     assert "1 photo with problems:" in shown
 
 
+def test_summary_has_a_row_per_field(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    log = tmp_path / "results/logs/describe/a.b_llama.cpp/aa.json"
+    log.parent.mkdir(parents=True)
+    field = {"done": 40, "cached": 12, "failed": 3, "skipped": 7, "prompt_tokens": 1000}
+    field |= {"completion_tokens": 234, "seconds": [0.52, 4.019], "busy": 20.0}
+    nothing = {"done": 0, "cached": 0, "failed": 0, "skipped": 50, "seconds": None}
+    extra = {"requests": 31, "retries": {"429": 2, "timeout": 1}, "setup": "a.b_llama.cpp"}
+    extra["fields"] = {"keywords": nothing, "caption": field}
+    log.write_text(json.dumps({"finished": True, "photos": 50, "seconds": 2, "extra": extra}))
+    output = io.StringIO()
+    show_summary(Console(file=output, width=120), 0.0, everything=False)
+    rows = [line.replace("\u2502", " ").split() for line in output.getvalue().splitlines()]
+    assert ["describe", "50", "0", "0", "0", "2.0", "25"] in rows
+    caption = ["caption", "40", "12", "3", "7", "1,234", "0.52", "4.02", "a.b_llama.cpp"]
+    keywords = ["keywords", "0", "0", "0", "50", "0", "a.b_llama.cpp"]
+    assert rows.index(caption) + 1 == rows.index(keywords)
+    assert "Model servers: 31 requests, 3 retries (429: 2, timeout: 1)." in output.getvalue()
+
+
+def test_a_photo_with_several_problems_counts_once(tmp_path):
+    path = tmp_path / "problems.csv"
+    rows = ["a.jpg,describe", "a.jpg,describe", '"b,\n.jpg",thumbs', "c.jpg,describe"]
+    path.write_text("\n".join(["rel_path,stage", *rows]) + "\n")
+    assert count_problems(path) == 3
+    path.write_text("rel_path,stage\n")
+    assert count_problems(path) == 0
+
+
 def test_reasons_are_put_into_words():
     frozen = {
         "facts": {"model_digest": "m0", "pack": "p0", "roots": "r0"},
@@ -197,6 +297,35 @@ def test_reasons_are_put_into_words():
     assert said(params.format("0.2", "0.31")) == {"score.threshold changed"}
     assert said(params.format("'x'", "'y'")) == {"the program or its settings changed"}
     assert said("something new") == {"something new"}
+
+
+def test_changes_of_setup_and_prompts_have_their_words():
+    setups = {
+        "x": {"setup_digest": "s1", "prompt_digest": "p1", "recipe": "r1"},
+        "y": {"setup_digest": "s2", "prompt_digest": "p1", "recipe": "r2"},
+    }
+    words = Words({"facts": {"model_digest": "m0", "setups": setups}}, {"d0": "a"})
+    params = "Params have changed since last execution: before: {} now: {} "
+
+    def said(*now: str) -> set[str]:
+        return words.reasons(params.format("'old'", ",".join(f"'{value}'" for value in now)))
+
+    assert said("s2", "r2") == {"the model setup changed"}
+    assert said("p1", "r1") == {"the prompts changed"}
+    assert said("r2") == {"what the model is asked changed"}
+    assert said("r1", "d0") == {
+        "what the model is asked changed",
+        "photos were added, changed or removed",
+    }
+
+
+def test_status_counts_a_photo_once_per_setup_and_leaves_a_stage_out_that_is_off():
+    words = Words({"facts": {"setups": {"x": {}, "y": {}}}}, {})
+    row = {rule: done for rule, done, _ in rows(describing(planned=0), words)}
+    assert row["describe"] == "180 of 180"
+    state = describing(("a", "x"), ("a", "y"), ("c", "y"), planned=3)
+    assert ("describe", "100 of 180", "not done yet") in rows(state, words)
+    assert "describe" not in [rule for rule, _, _ in rows(state_of(), Words({}, {}))]
 
 
 def test_status_counts_photos_of_stale_shards():

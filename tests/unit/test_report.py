@@ -76,6 +76,44 @@ def record(fields, rel_path, thumb, labels, over=1):
     }
 
 
+def edit_records(work, edit):
+    """Change every record by `edit`, which gets its number."""
+    path = work / "results/records.jsonl"
+    records = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    lines = [json.dumps(r | edit(n), ensure_ascii=False) + "\n" for n, r in enumerate(records)]
+    path.write_text("".join(lines), "utf-8")
+
+
+def keyword(word, source, score=None):
+    place = {"path": [word], "synonyms": [], "rank": 1}
+    return {"keyword": word, **place, "score": score, "source": source}
+
+
+def asked(status="done", **values):
+    return {"status": status, "setup": "tiny_llama.cpp", "model": "tiny-vlm", **values}
+
+
+def described(number, words="a cat on a sofa"):
+    """What a record of a described photo has more; every third one has its own caption."""
+    own = number % 3 == 0
+    return {
+        "caption": None if own else f"{words} {number}",
+        "description": f"Long: {words}",
+        "own": {"caption": f"mine {number}" if own else None, "description": None, "keywords": []},
+        "keywords": [
+            keyword("Alice", "person"),
+            keyword("Cats", "vlm", 0.6),
+            keyword("mood", "vlm"),
+            keyword("other", "clip", 0.3),
+        ],
+        "describe": {
+            "caption": asked("skipped", model=None) if own else asked(),
+            "keywords": asked(),
+            "description": asked(),
+        },
+    }
+
+
 def make_library(work, photos):
     """Photos {rel_path: keyword} with records, thumbnails and each folder's last as its medoid."""
     machine = Machine(
@@ -248,6 +286,72 @@ def test_names_are_text_never_markup(tmp_path):
     for text in (*files, "line\\nbreak", "bytes\\xff", "{{ 7 * 7 }}", "<u>bad</u>"):
         assert text in page.text
     assert "|<i>'cat' & \"dog\"</i>|other|" in {t["data-labels"] for t in page.tiles}
+
+
+def test_a_described_photo_shows_caption_description_and_sources(tmp_path, library):
+    edit_records(tmp_path, described)
+    page = Page(make_page(tmp_path, library))
+    captions = [a for a in page.all("p") if a.get("class") == "caption"]
+    assert len(captions) == 19
+    assert {a["title"] for a in captions} == {"Long: a cat on a sofa"}
+    mats = [a for a in page.all("div") if a.get("class") == "mat"]
+    assert {a["title"] for a in mats} == {"Long: a cat on a sofa"}
+    for text in ("a cat on a sofa 1", "mine 3", "tiny-vlm was asked for caption, keywords, descr"):
+        assert text in page.text
+    assert "a cat on a sofa 1" in {a.get("alt") for a in page.all("img")}
+    chips = [a for a in page.all("li") if (a.get("class") or "").startswith("chip ")]
+    person = [a for a in chips if a["class"] == "chip person"]
+    vlm = [a["data-label"] for a in chips if a["class"] == "chip vlm"]
+    clip = [a["data-label"] for a in chips if a["class"] == "chip key"]
+    assert len(person) == 19
+    assert person[0]["title"] == "Keyword from: Person"
+    assert set(vlm) == {"Cats", "mood"}
+    assert set(clip) == {"tree", "dogs"}  # Cats has CLIP's cats already, "other" is no keyword
+    assert "CLIP's cosine 0.600" in next(a["title"] for a in chips if a["data-label"] == "Cats")
+    assert page.tiles[1]["data-labels"] == "|Alice|Cats|mood|other|"
+    numbers = re.findall(r"<dt>(captions|descriptions)</dt><dd>(\d+)", make_page(tmp_path, library))
+    assert numbers == [("captions", "19"), ("descriptions", "19")]
+
+
+def test_a_page_without_descriptions_has_nothing_of_them(tmp_path, library):
+    before = make_page(tmp_path, library)
+    nothing = {"caption": None, "description": None, "describe": {}}
+    own = {"caption": "mine", "description": "mine", "keywords": []}
+    edit_records(tmp_path, lambda _: nothing | {"own": own})
+    assert make_page(tmp_path, library) == before
+    page = Page(before)
+    assert "mine" not in page.text
+    assert not [a for a in page.all("p") if a.get("class") in ("caption", "legend soft small")]
+    assert not re.search("vlm|setup|Top keywords", page.text, re.IGNORECASE)
+
+
+def test_what_models_say_is_text_never_markup(tmp_path, library):
+    nasty = "</p></title><script>alert(1)</script><img src=x onerror=alert(1)>\" ' {{ 7*7 }}\x1b[2J"
+    edit_records(tmp_path, lambda n: described(n, nasty) | {"keywords": [keyword(nasty, "vlm")]})
+    html = make_page(tmp_path, library)
+    page = Page(html)
+    assert len(page.all("script")) == 1
+    assert all(attrs["src"].startswith("data:") for attrs in page.all("img"))
+    assert not [name for _, attrs in page.elements for name in attrs if name.startswith("on")]
+    assert nasty.partition("\x1b")[0] in page.text
+    assert "49" not in page.text.replace("7*7", "")
+    captions = [a["title"] for a in page.all("p") if a.get("class") == "caption"]
+    assert captions[0] == f"Long: {nasty}".replace("\x1b", " ")
+    assert make_page(tmp_path, library) == html
+
+
+def test_fields_that_failed_are_not_counted_as_quarantined(tmp_path, library):
+    bad = ["bad.jpg", "thumbs", "empty", "the file is empty", "restore it"]
+    rows = [["cats/00.jpg", "describe", "answer_loop", f"{f}: loop", "x"] for f in ("a", "b")]
+    write_problems(tmp_path, [bad, *rows])
+    page = Page(make_page(tmp_path, library))
+    assert "1 photo was quarantined" in page.text
+    assert "2 fields of photos got no good answer" in page.text
+    assert re.search(r"quarantined\s*1\b", page.text)
+    write_problems(tmp_path, rows[:1])
+    page = Page(make_page(tmp_path, library))
+    assert "were quarantined" not in page.text
+    assert "1 field of photos" in page.text
 
 
 def test_problems_say_what_to_do_and_are_bounded(tmp_path, library, monkeypatch):

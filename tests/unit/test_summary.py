@@ -7,12 +7,22 @@ from urllib.parse import unquote_to_bytes
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from summary import KEYWORDS, NAMED_PROBLEMS, PICTURES, escape, folder_path, new_folder
+from summary import (
+    EXCERPTS,
+    KEYWORDS,
+    NAMED_PROBLEMS,
+    PICTURES,
+    escape,
+    folder_path,
+    new_folder,
+    prose,
+)
 from tables_for_tests import make_library
 
 from phototagger import names
+from phototagger.described import beginning, text
 from phototagger.prune import prune
-from phototagger.records import read_records
+from phototagger.records import ProblemRow, read_records, write_problems
 
 PHOTOS = [
     "top.jpg",
@@ -145,7 +155,7 @@ def test_what_a_killed_run_leaves_is_pruned(library):
     filling = new_folder(library.results / "folders")
     (filling.__enter__() / "trip").mkdir()  # never left, as when the process is killed
     assert list(library.results.glob(".*.tmp"))
-    prune([shard.name for shard in library.shards], library.results)
+    prune([shard.name for shard in library.shards], results=library.results)
     assert not list(library.results.glob(".*.tmp"))
     assert tree(library.results) == before
 
@@ -222,3 +232,188 @@ def test_an_empty_library(tmp_path):
     library = make_library(tmp_path, []).run()
     assert "- Photos: 0 in 0 folders" in (library.results / "summary.md").read_text()
     assert (library.results / "folders").is_dir()
+
+
+# ----------------------------------------------------------------------------- what models wrote
+
+
+def keyword(word, source, score=None):
+    place = {"path": [word], "synonyms": [], "rank": 1}
+    return {"keyword": word, **place, "score": score, "source": source}
+
+
+def asked(status, setup="tiny_llama.cpp"):
+    model = "tiny|vlm" if status == "done" else None
+    return {"status": status, "setup": setup, "model": model, "profile": "travel"}
+
+
+def describe_all(library, edit):
+    """Give every record what `edit` makes of its rel_path, and write the summaries again."""
+    path = library.results / "records.jsonl"
+    off = {"caption": None, "description": None, "describe": {}}
+    off |= {"own": {"caption": None, "description": None, "keywords": []}}
+    records = [record | off | edit(record["rel_path"]) for record in read_records(path)]
+    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
+    path.write_text("".join(lines), "utf-8")
+    library.summary()
+    return records
+
+
+def described(rel_path):
+    name = rel_path.rpartition("/")[2]
+    done = name != "b.jpg"
+    states = {"caption": "done" if done else "failed", "description": "skipped"}
+    words = [keyword("boat", "person"), keyword("Boot", "vlm"), keyword("sky", "clip", 0.5)]
+    return {
+        "caption": f"caption of {name}" if done else None,
+        "own": {"caption": None, "description": f"own of {name} " * 40, "keywords": ["boat"]},
+        "keywords": words[: 3 if done else 1],
+        "describe": {field: asked(status) for field, status in states.items()},
+    }
+
+
+def rows_of(page, section):
+    table = page.partition(f"## {section}\n")[2].partition("\n#")[0]
+    lines = [line for line in table.splitlines() if line.startswith("|")]
+    return [re.split(r"(?<!\\) *\| *", line)[1:-1] for line in lines]
+
+
+def test_fields_are_counted_with_who_was_asked(library):
+    describe_all(library, described)
+    text = (library.results / "summary.md").read_text()
+    header, _, *rows = rows_of(text, "Captions, keywords, descriptions")
+    assert header == ["Field", "Done", "Failed", "Skipped", "Model", "Setup", "Prompts"]
+    assert rows == [
+        ["caption", "4", "1", "0", r"tiny\|vlm", r"tiny_llama.cpp", "travel"],
+        ["description", "0", "0", "5", "", "", ""],
+    ]
+    page = (library.results / "folders/trip/day 1/summary.md").read_text()
+    assert rows_of(page, "Captions, keywords, descriptions")[2:] == [
+        ["caption", "1", "1", "0"],
+        ["description", "0", "0", "2"],
+    ]
+
+
+def test_keywords_are_told_apart_by_source(library):
+    describe_all(library, described)
+    text = (library.results / "summary.md").read_text()
+    header, _, *rows = rows_of(text, "Keywords")
+    assert header == ["Keyword", "Photos", "Share", "Person", "VLM", "CLIP"]
+    assert rows == [
+        ["boat", "5", "100.0 %", "5", "0", "0"],
+        ["Boot", "4", "80.0 %", "0", "4", "0"],
+        ["sky", "4", "80.0 %", "0", "0", "4"],
+    ]
+
+
+def test_the_medoid_is_described_and_others_are_quoted(library):
+    records = describe_all(library, described)
+    medoids = (library.results / "folder_medoids.csv").read_text().splitlines()[1:]
+    medoid = next(line.split(",")[1] for line in medoids if line.startswith("trip,"))
+    name = medoid.rpartition("/")[2]
+    page = (library.results / "folders/trip/summary.md").read_text()
+    assert f"\nCaption: caption of {name}\n" in page
+    quoted = re.search(r"^Description: (.+)$", page, re.MULTILINE)[1]
+    assert quoted.startswith(f"own of {name} own of")
+    assert quoted.endswith(f"{name} own…")
+    assert len(quoted) <= 240
+    (other,) = (
+        r["rel_path"]
+        for r in records
+        if names.folder_of(r["rel_path"]) == "trip" and r["rel_path"] != medoid
+    )
+    assert f"\n- {other}: caption of {other.rpartition('/')[2]}\n" in page
+    whole = (library.results / "summary.md").read_text()
+    assert f"Caption: caption of {name}" in whole
+    assert f"- {other}: caption of" in whole
+
+
+def test_quoted_photos_have_most_of_the_frequent_keywords_and_different_captions(tmp_path):
+    library = make_library(tmp_path, [f"{n:02}.jpg" for n in range(20)], shard_size=64).run()
+
+    def edit(rel_path):
+        number = int(rel_path[:2])
+        words = ["sea", "sand", "sun", "boat"][: number % 5]
+        return {
+            "caption": "the same" if number % 5 == 4 else f"caption {number}",
+            "keywords": [keyword(word, "vlm") for word in words] or [keyword("rare", "vlm")],
+            "describe": {"caption": asked("done")},
+        }
+
+    describe_all(library, edit)
+    medoid = (library.results / "folder_medoids.csv").read_text().splitlines()[1].split(",")[1]
+    page = (library.results / "folders/_root_/summary.md").read_text()
+    found = re.findall(r"^- (\d\d).jpg: (caption \d+|the same)$", page, re.MULTILINE)
+    same = [f"{n:02}" for n in (4, 9, 14, 19) if f"{n:02}.jpg" != medoid]
+    others = [f"{n:02}" for n in (3, 8, 13, 18) if f"{n:02}.jpg" != medoid]
+    first = [] if int(medoid[:2]) % 5 == 4 else [(same[0], "the same")]
+    expected = first + [(name, f"caption {int(name)}") for name in others]
+    assert found == expected[:EXCERPTS]
+    before = tree(library.results / "folders")
+    library.summary()
+    assert tree(library.results / "folders") == before
+
+
+def test_nothing_of_it_when_nobody_was_asked(library):
+    before = (library.results / "summary.md").read_text(), tree(library.results / "folders")
+    own = {"caption": "mine", "description": "mine", "keywords": []}
+    describe_all(library, lambda _: {"own": own})
+    assert (library.results / "summary.md").read_text() == before[0]
+    after = tree(library.results / "folders")
+    assert {k: v for k, v in after.items() if k.endswith(".md")} == {
+        k: v for k, v in before[1].items() if k.endswith(".md")
+    }
+    assert not re.search("Caption|Person|VLM|mine", before[0])
+
+
+def test_fields_that_failed_are_problems_but_not_quarantined(library):
+    describe_all(library, described)
+    rows = [
+        ProblemRow("bad/x.jpg", "thumbs", "empty", "the file is empty", "restore it"),
+        ProblemRow("trip/day 1/b.jpg", "describe", "answer_loop", "caption: loop", "mend"),
+        ProblemRow("trip/day 1/b.jpg", "describe", "answer_loop", "keywords: loop", "mend"),
+    ]
+    write_problems(library.results / "problems.csv", rows)
+    library.summary()
+    whole = (library.results / "summary.md").read_text()
+    assert "- Quarantined: 1\n" in whole
+    assert "| describe | answer_loop | 1 |" in whole
+    page = (library.results / "folders/trip/day 1/summary.md").read_text()
+    assert "- Quarantined: 0\n" in page
+    assert len(rows_of(page, "Problems")) == 2 + 2
+
+
+def test_what_models_say_stays_text(tmp_path):
+    library = make_library(tmp_path, ["a.jpg", "b.jpg"]).run()
+    nasty = "# *hi* | <img src=x> [x](http://x.y)\n\n- item\x1b[2J `code` www.x.y"
+    edit = {"keywords": [keyword(nasty, "vlm")], "describe": {"caption": asked("done")}}
+    describe_all(library, lambda path: {"caption": f"{nasty} {path}"} | edit)
+    page = (library.results / "folders/_root_/summary.md").read_text()
+    assert "\x1b" not in page
+    assert "<img" not in page.replace(r"\<img", "")
+    assert not re.search(r"(?<!\\)\[x|://|www\.|^# \*|^- item", page, re.MULTILINE)
+    assert len(rows_of(page, "Keywords")) == 3
+    assert {len(row) for row in rows_of(page, "Keywords")} == {4}
+
+
+def test_texts_are_cut_between_words():
+    assert beginning("short", 10) == "short"
+    assert beginning("one two three four", 12) == "one two…"
+    assert beginning("one two, three", 9) == "one two…"
+    assert beginning("x" * 30, 10) == "x" * 9 + "…"
+    assert beginning("写真" * 20, 10) == "写真写真写真写真写…"
+
+
+@given(st.text(), st.integers(2, 40))
+def test_beginnings_are_never_longer(words, most):
+    assert len(beginning(words, most)) <= most
+
+
+def test_the_photos_own_words_stand_in_where_the_model_was_not_asked():
+    own = {"caption": "mine\n\tis  this", "description": None, "keywords": []}
+    record = {"caption": None, "own": own, "describe": {"caption": asked("skipped")}}
+    assert text(record, "caption") == "mine is this"
+    assert text(record | {"describe": {"caption": asked("failed")}}, "caption") is None
+    assert text(record | {"describe": {}}, "caption") is None
+    assert text(record, "description") is None
+    assert prose("see http://a.b, www.c.d or e@f.g") == r"see http:\//a.b, www\.c.d or e\@f.g"

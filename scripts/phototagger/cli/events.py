@@ -1,7 +1,7 @@
 """What a Snakemake run is doing, from the events that the logger plugin writes."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ class Job:
     log: Path | None
     reason: str
     started: float  # seconds since the epoch
+    setup: str | None = None  # of a job that asks a model
     ended: bool = False
     failed: bool = False
 
@@ -30,6 +31,12 @@ class Failure:
     shard: str | None
     log: Path | None
     cause: str
+    setup: str | None = None
+
+    @property
+    def group(self) -> tuple[str, str]:
+        """Equal for failures that one remedy mends: what only names the shard is left out."""
+        return self.rule, self.cause.replace(self.shard, "") if self.shard else self.cause
 
 
 @dataclass
@@ -57,12 +64,14 @@ class RunState:
             self.planned = {rule: count for rule, count in jobs.items() if rule != "total"}
         elif kind == "job_info":
             logs = event.get("log") or []
+            wildcards = event.get("wildcards") or {}
             self.jobs[event["job"]] = Job(
                 event["rule"],
-                (event.get("wildcards") or {}).get("shard"),
+                wildcards.get("shard"),
                 Path(logs[0]) if logs else None,
                 event.get("reason") or "",
                 event.get("time", 0.0),
+                wildcards.get("setup"),
             )
         elif kind == "job_finished" and event["job"] in self.jobs:
             self.jobs[event["job"]].ended = True
@@ -77,9 +86,9 @@ class RunState:
         job = self.jobs.get(event.get("job"))
         if job:
             job.ended = job.failed = True
-        shard = job.shard if job else None
+        shard, setup = (job.shard, job.setup) if job else (None, None)
         cause = last_words(log) if log else "failed without a log"
-        self.failures.append(Failure(event.get("rule") or "?", shard, log, cause))
+        self.failures.append(Failure(event.get("rule") or "?", shard, log, cause, setup))
 
     def rules(self) -> list[str]:
         """Rules of this run that have a job per shard."""
@@ -90,17 +99,21 @@ class RunState:
         return [job for job in self.jobs.values() if not job.ended]
 
     def stage(self, rule: str) -> Stage:
-        """Photos of a shard rule, those within running jobs included.
+        """Photos of a shard rule, those within running jobs included; once for each model setup.
 
         Which shards are stale is known once their jobs start; until then the total is the mean
         shard times the number of jobs, which is exact when all are.
         """
-        photos = {job.shard: self.shards.get(job.shard or "", 0) for job in self._of(rule)}
-        done = sum(self._photos_done(job) for job in self._of(rule))
-        unseen = self.planned.get(rule, 0) - len(photos)
-        others = [count for shard, count in self.shards.items() if shard not in photos]
-        guess = round(unseen * sum(others) / len(others)) if others and unseen > 0 else 0
-        return Stage(done, max(done, sum(photos.values()) + guess))
+        jobs = self._of(rule)
+        photos = {(job.shard, job.setup): self.shards.get(job.shard or "", 0) for job in jobs}
+        done = sum(self._photos_done(job) for job in jobs)
+        seen, planned = sum(photos.values()), self.planned.get(rule, 0)
+        unseen = planned - len(photos)
+        setups = max(len({job.setup for job in jobs}), -(-planned // max(1, len(self.shards))))
+        others = setups * len(self.shards) - len(photos)
+        rest = setups * sum(self.shards.values()) - seen
+        guess = round(unseen * rest / others) if others > 0 and unseen > 0 else 0
+        return Stage(done, max(done, seen + guess))
 
     def _of(self, rule: str) -> list[Job]:
         return [job for job in self.jobs.values() if job.rule == rule and job.shard]
@@ -110,6 +123,14 @@ class RunState:
         if job.ended:
             return 0 if job.failed else photos
         return min(photos, live_count(job))
+
+
+def group_failures(failures: Iterable[Failure]) -> list[list[Failure]]:
+    """Failures of one rule with the same cause together, in the order of the first of each."""
+    groups: dict[tuple[str, str], list[Failure]] = {}
+    for failure in failures:
+        groups.setdefault(failure.group, []).append(failure)
+    return list(groups.values())
 
 
 def live_count(job: Job) -> int:

@@ -1,9 +1,10 @@
 """Progress in photos, stage by stage: bars on a terminal, a line now and then elsewhere."""
 
 import time
+from collections.abc import Callable
 from typing import Protocol
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import (
     BarColumn,
@@ -18,10 +19,11 @@ from rich.progress import (
 from rich.spinner import Spinner
 from rich.text import Text
 
-from phototagger.cli.events import Failure, RunState
+from phototagger.cli.events import Failure, RunState, group_failures
 from phototagger.metrics import STAGES
 
 _INTERVAL = 5.0  # seconds between two lines of a stage when there is no terminal
+_LIVE_FAILURES = 5  # causes below the bars while a run goes on; at its end all are printed
 
 
 class Display(Protocol):
@@ -46,22 +48,19 @@ def other_work(state: RunState) -> str:
     return ", ".join(sorted({job.rule for job in state.running() if job.rule not in STAGES}))
 
 
-class Failures:
-    """Prints each failed job once, when it fails."""
-
-    def __init__(self, console: Console):
-        self._console = console
-        self._shown = 0
-
-    def show(self, failures: list[Failure]) -> None:
-        for failure in failures[self._shown :]:
-            self._console.print(describe(failure), markup=False, highlight=False, soft_wrap=True)
-        self._shown = len(failures)
-
-
-def describe(failure: Failure) -> str:
-    where = f"{failure.rule}, shard {failure.shard}" if failure.shard else failure.rule
-    return f"failed: {where}: {failure.cause}" + (f" (log: {failure.log})" if failure.log else "")
+def describe(group: list[Failure]) -> str:
+    """Failures with the same cause as one line, with the log of the first."""
+    first, shards = group[0], {failure.shard for failure in group}
+    where = first.rule
+    if len(shards) > 1:
+        where += f", {len(shards)} shards"
+    elif first.shard:
+        where += f", shard {first.shard}"
+    setups = sorted({failure.setup for failure in group if failure.setup})
+    if setups:
+        where += f", {' and '.join(setups)}"
+    log = "" if not first.log else f" ({'log' if len(group) == 1 else 'first log'}: {first.log})"
+    return f"failed: {where}: {first.cause}{log}"
 
 
 class _Rate(ProgressColumn):
@@ -84,15 +83,21 @@ class Bars:
             console=console,
             expand=True,
         )
-        self._failures = Failures(console)
+        self._console = console
+        self._failures: list[Failure] = []
         self._tasks: dict[str, TaskID] = {}
         self._spinner = Spinner("dots", "planning")
-        self._busy = True
+        self._busy = self._running = True
         self._live = Live(console=console, get_renderable=self._render, refresh_per_second=5)
         self._live.start()
 
     def _render(self) -> Group:
-        return Group(self._progress, self._spinner) if self._busy else Group(self._progress)
+        parts: list[RenderableType] = [self._progress]
+        if self._busy:
+            parts.append(self._spinner)
+        groups = group_failures(self._failures)[-_LIVE_FAILURES:] if self._running else []
+        parts += [Text(describe(group), no_wrap=True, overflow="ellipsis") for group in groups]
+        return Group(*parts)
 
     def update(self, state: RunState) -> None:
         for rule in stages(state):
@@ -100,7 +105,7 @@ class Bars:
         other = other_work(state)
         self._busy = bool(other) or not state.planned
         self._spinner.update(text=other or "planning")
-        self._failures.show(state.failures)
+        self._failures = list(state.failures)
 
     def _update_bar(self, rule: str, state: RunState) -> None:
         stage = state.stage(rule)
@@ -116,17 +121,23 @@ class Bars:
         return any(t.id == task and t.started for t in self._progress.tasks)
 
     def close(self) -> None:
-        self._busy = False
+        self._busy = self._running = False
         self._live.stop()
+        for group in group_failures(self._failures):
+            _say(self._console, describe(group))
 
 
 class Lines:
-    """For logs and pipes: a line per stage when it begins, every few seconds, and at its end."""
+    """For logs and pipes: a line per stage when it begins, every few seconds, and at its end.
+
+    A cause of failure is told when it first occurs, and again at the end if it came again.
+    """
 
     def __init__(self, console: Console, interval: float = _INTERVAL):
         self._console = console
         self._interval = interval
-        self._failures = Failures(console)
+        self._failures: list[Failure] = []
+        self._told: dict[tuple[str, str], int] = {}  # cause -> how often it had occurred
         self._last: dict[str, tuple[float, int]] = {}  # per stage: when, photos done
 
     def update(self, state: RunState) -> None:
@@ -137,11 +148,23 @@ class Lines:
             complete = stage.done == stage.total
             if stage.done > done and (complete or now - when >= self._interval):
                 self._last[rule] = (now, stage.done)
-                self._say(f"{rule}: {stage.done:,} of {stage.total:,} photos")
-        self._failures.show(state.failures)
+                _say(self._console, f"{rule}: {stage.done:,} of {stage.total:,} photos")
+        if len(state.failures) > len(self._failures):
+            self._failures = list(state.failures)
+            self._tell(lambda told, _: not told)
 
-    def _say(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+    def _tell(self, wanted: Callable[[int, int], bool]) -> None:
+        """Print the causes of which (times told, times occurred) is `wanted`."""
+        for group in group_failures(self._failures):
+            key = group[0].group
+            if wanted(self._told.get(key, 0), len(group)):
+                self._told[key] = len(group)
+                _say(self._console, describe(group))
 
     def close(self) -> None:
+        self._tell(lambda told, occurred: told < occurred)
         self._console.file.flush()
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -13,7 +13,7 @@ import typer
 from phototagger.cli import options as o
 from phototagger.cli.child import holder
 from phototagger.cli.errors import FailedError
-from phototagger.cli.events import Follower, Job, RunState, plain_error
+from phototagger.cli.events import Follower, Job, RunState, group_failures, plain_error
 from phototagger.cli.run import (
     EVENTS,
     Request,
@@ -42,6 +42,11 @@ _FACTS = {
     "pack": "the labels changed",
     "roots": "the photos' folders moved",
 }
+_SETUP_FACTS = {
+    "setup_digest": "the model setup changed",
+    "prompt_digest": "the prompts changed",
+}
+ASKED_CHANGED = "what the model is asked changed"  # says less than those above
 
 
 def status(
@@ -94,17 +99,22 @@ def show_status(request: Request) -> None:
 
 
 def rows(state: RunState, words: "Words") -> list[tuple[str, str, str]]:
-    """(stage, photos done of all, what is to do and why) per stage, in pipeline order."""
-    total = sum(state.shards.values())
+    """(stage, photos done of all, what is to do and why) per stage, in pipeline order.
+
+    A model setup counts every photo; without any setup the stage `describe` is off.
+    """
+    photos = sum(state.shards.values())
     jobs: dict[str, list[Job]] = {rule: [] for rule in STAGES}
     for job in state.jobs.values():
         jobs.setdefault(job.rule, []).append(job)
     result = []
     for rule, stale in jobs.items():
-        if rule.endswith("all"):
+        setups = {*words.setups, *(job.setup for job in stale)} if rule == "describe" else {None}
+        if rule.endswith("all") or not setups:
             continue
         done = ""
         if rule in STAGES:
+            total = len(setups) * photos
             todo = sum(state.shards.get(job.shard or "", 0) for job in stale)
             done = f"{total - todo:,} of {total:,}"
         result.append((rule, done, words.why(stale)))
@@ -120,9 +130,17 @@ class Words:
 
     def __init__(self, frozen: Mapping[str, Any], listings: Mapping[str, str]):
         self._values = dict.fromkeys(listings, PHOTOS_CHANGED)
+        facts = frozen.get("facts", {})
         for name, meaning in _FACTS.items():
-            if value := frozen.get("facts", {}).get(name):
+            if value := facts.get(name):
                 self._values[value] = meaning
+        self.setups: Mapping[str, Mapping[str, str]] = facts.get("setups") or {}
+        for setup in self.setups.values():
+            if recipe := setup.get("recipe"):
+                self._values[recipe] = ASKED_CHANGED
+            for name, meaning in _SETUP_FACTS.items():
+                if value := setup.get(name):
+                    self._values[value] = meaning
         for key, value in _flat(frozen.get("config", {})):
             if value is not None and not isinstance(value, bool):
                 self._values.setdefault(str(value), f"{key} changed")
@@ -171,6 +189,8 @@ class Words:
         _, _, text = reason.partition(" now: ")
         values = {value.strip(" '\"") for value in re.split(r"[,;]", text)}
         known = {self._values[value] for value in values if value in self._values}
+        if known & set(_SETUP_FACTS.values()):
+            known.discard(ASKED_CHANGED)
         return known or {"the program or its settings changed"}
 
 
@@ -182,6 +202,8 @@ def _flat(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 def show_running(owner: Mapping[str, Any]) -> None:
     """Print how far the run is that holds the work directory."""
+    from phototagger.cli.progress import describe
+
     state = RunState(read_shards())
     for event in Follower(EVENTS).new():
         state.apply(event)
@@ -194,5 +216,5 @@ def show_running(owner: Mapping[str, Any]) -> None:
         if state.planned.get(rule):
             stage = state.stage(rule)
             print(f"{rule}: {stage.done:,} of {stage.total:,} photos")
-    if state.failures:
-        print(f"failed jobs: {len(state.failures)}")
+    for group in group_failures(state.failures):
+        print(describe(group))

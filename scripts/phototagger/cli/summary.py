@@ -3,12 +3,15 @@
 import csv
 import json
 from collections import Counter
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from phototagger.metrics import STAGES, Stage, stages_since
+from phototagger.metrics import STAGES, Describe, Stage, stages_since
 
 _TOP_LABELS = 10
 _PAGES = (
@@ -27,6 +30,10 @@ def show_summary(console: Console, started: float, everything: bool) -> None:
     of_photos = {rule: stages[rule] for rule in STAGES if rule in stages}
     if of_photos:
         console.print(stage_table(of_photos))
+        described = of_photos.get("describe")
+        if isinstance(described, Describe) and described.fields:
+            console.print(field_table(described))
+            _say(console, requests_line(described))
     elif stages:
         _say(console, f"Done: {', '.join(stages)}.")
     if everything:
@@ -63,6 +70,46 @@ def stage_table(stages: dict[str, Stage]) -> Table:
     return table
 
 
+def field_table(stage: Describe) -> Table:
+    """A row per field of what models were asked: of those done, how many were known already."""
+    table = Table()
+    table.add_column("field")
+    for heading in ("done", "cached", "failed", "skipped", "tokens", "p50 s", "p95 s"):
+        table.add_column(heading, justify="right")
+    table.add_column("setup", overflow="fold")
+    for name, asked in stage.fields.items():
+        table.add_row(
+            name,
+            f"{asked.done:,}",
+            f"{asked.cached:,}",
+            f"{asked.failed:,}",
+            f"{asked.skipped:,}",
+            f"{asked.tokens:,}",
+            _seconds(asked.seconds_p50),
+            _seconds(asked.seconds_p95),
+            Text(asked.setup or ""),  # never markup
+        )
+    return table
+
+
+def requests_line(stage: Describe) -> str:
+    """What the answers cost: `Model servers: 120 requests, 3 retries (429: 2, timeout: 1).`"""
+    parts = ["1 request" if stage.requests == 1 else f"{stage.requests:,} requests"]
+    if stage.retries:
+        total = sum(stage.retries.values())
+        reasons = ", ".join(f"{reason}: {count:,}" for reason, count in stage.retries.items())
+        parts.append(f"{'1 retry' if total == 1 else f'{total:,} retries'} ({reasons})")
+    if stage.reseeds:
+        parts.append(f"{stage.reseeds:,} asked again with another seed")
+    if stage.raised:
+        parts.append(f"{stage.raised:,} asked again with more tokens")
+    return f"Model servers: {', '.join(parts)}."
+
+
+def _seconds(value: float | None) -> str:
+    return "" if value is None else f"{value:,.2f}"
+
+
 def rate(per_second: float) -> str:
     """Two or more digits: `0.4`, `7.3`, `1,418`."""
     return f"{per_second:,.0f}" if per_second >= 10 else f"{per_second:.1f}"
@@ -81,10 +128,11 @@ def top_labels(records: Path, count: int = _TOP_LABELS) -> list[tuple[str, int]]
 
 
 def count_problems(path: Path) -> int:
-    """Rows of problems.csv, 0 if there is none yet."""
+    """Photos in problems.csv, whose rows are in path order; 0 if there is none yet."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            return max(0, sum(1 for _ in csv.reader(file)) - 1)
+            photos = sum(1 for _ in groupby(csv.reader(file), key=itemgetter(slice(1))))
+            return max(0, photos - 1)  # the header is a group of its own
     except FileNotFoundError:
         return 0
 
