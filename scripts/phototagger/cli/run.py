@@ -7,12 +7,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import typer
 
 from phototagger import CLONE, names
 from phototagger.cli import options as o
 from phototagger.cli.child import locked, run_child
+from phototagger.cli.describing import is_on
 from phototagger.cli.errors import FailedError
 from phototagger.cli.events import Follower, RunState, plain_error
 from phototagger.cli.settings import (
@@ -22,10 +24,13 @@ from phototagger.cli.settings import (
     Settings,
     from_options,
     preflight,
+    preflight_servers,
+    read_config,
     remember,
     remembered,
     split_arguments,
 )
+from phototagger.config import Config
 from phototagger.errors import UserError
 
 INDEX = Path("results/plan/index.json")
@@ -37,6 +42,7 @@ STAGES = {
     "thumbs": ("Read every photo once: metadata and thumbnail.", TARGETS["thumbs"]),
     "embed": ("Embed the photos with the CLIP model.", TARGETS["embed"]),
     "score": ("Score the photos against the labels.", TARGETS["score"]),
+    "describe": ("Ask a model for captions, keywords and descriptions.", TARGETS["describe"]),
     "medoids": ("Find the photo that stands for each folder.", TARGETS["medoids"]),
     "export": ("Write results/tags.csv.", TARGETS["export"]),
     "sidecars": ("Propose XMP sidecars below results/sidecars.", TARGETS["sidecars"]),
@@ -58,14 +64,9 @@ def run_command(stage: str | None) -> Callable[..., None]:
 
     def command(
         context: typer.Context,
+        options: dict[str, Any],
         photos: o.Photos = None,
         workdir: o.Workdir = Path(),
-        recursive: o.Recursive = None,
-        labels: o.Labels = None,
-        clip_model: o.ClipModel = None,
-        threshold: o.Threshold = None,
-        topk: o.Topk = None,
-        max_images: o.MaxImages = None,
         cores: o.Cores = None,
         config_file: o.ConfigFile = None,
         assignments: o.Assignments = None,
@@ -77,19 +78,9 @@ def run_command(stage: str | None) -> Callable[..., None]:
             targets += [TARGETS.get(name, name) for name in target]
         if stage and STAGES[stage][1]:
             targets.append(STAGES[stage][1])
-        given = from_options(
-            {
-                "photos.recursive": recursive,
-                "labels.path": labels,
-                "clip.model": clip_model,
-                "score.threshold": threshold,
-                "score.topk": topk,
-                "photos.max_images": max_images,
-            },
-            assignments or (),
-            found,
-            config_file,
-        )
+        if stage == "sidecars" and options["sidecars.enabled"] is False:
+            raise UserError("sidecars --no-meta: makes nothing; leave out one of the two")
+        given = from_options(options, assignments or (), found, config_file)
         enter(workdir)
         settings = recall(given)
         request = Request(settings, targets, cores, list(context.obj or ()))
@@ -104,7 +95,7 @@ def run_command(stage: str | None) -> Callable[..., None]:
             return
         execute(request, keep)
 
-    return command
+    return o.configured(command)
 
 
 def enter(workdir: Path) -> None:
@@ -133,7 +124,10 @@ def execute(request: Request, keep: bool) -> None:
 
     With `keep` the settings are remembered for later commands in this work directory.
     """
-    preflight(request.settings, child_environment(request.settings))
+    here = child_environment(request.settings)
+    preflight(request.settings, here)
+    config = read_config(request.settings, here)
+    preflight_servers(config, here, request.targets)
     started = time.time()
     with locked() as lock:
         if keep:
@@ -148,6 +142,7 @@ def execute(request: Request, keep: bool) -> None:
             )
         finally:
             watch.close()
+            stop_servers(config)
     watch.conclude(status, stopped, started, everything=not request.targets)
 
 
@@ -163,6 +158,21 @@ def scan(settings: Settings, keep: bool) -> None:
         plan = prepare({}, main=True)
     photos = sum(shard.photos for shard in plan.shards)
     print(f"{photos:,} photos, {len(plan.shards):,} jobs per stage: {INDEX.parent.absolute()}")
+
+
+def stop_servers(config: Config) -> None:
+    """Stop the model servers that were started for us, unless another run is using them."""
+    if not is_on(config):
+        return
+    from phototagger.server import stop_idle
+
+    try:
+        stopped = stop_idle(config.servers)
+    except UserError as error:  # a run's own error matters more; an idle server stops by itself
+        print(f"photo-tagger: {error}", file=sys.stderr)
+        return
+    if stopped:
+        print(f"model server stopped: {', '.join(stopped)}")
 
 
 def child_environment(settings: Settings) -> dict[str, str]:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from phototagger import CLONE, names
-from phototagger.config import load, merge, parse_set
+from phototagger.cli import describing
+from phototagger.config import Config, load, merge, parse_set, validate
 from phototagger.errors import UserError
 from phototagger.files import write_atomic
 
@@ -24,10 +25,16 @@ TARGETS = {
     "thumbs": "thumbs_all",
     "embed": "embed_all",
     "score": "score_all",
+    "describe": "describe_all",
     "sidecars": "sidecars_all",
     "medoids": "results/folder_medoids.csv",
     "export": "results/tags.csv",
 }
+# Keys whose value is a path, or else a name that is known.
+PATHS = (("labels", "path"), ("describe", "vocabulary"), ("describe", "profile"))
+
+# Targets for which no model server is asked.
+WITHOUT_SERVER = {TARGETS["thumbs"], TARGETS["embed"], TARGETS["score"]}
 
 
 @dataclass
@@ -74,9 +81,13 @@ def from_options(
             config = merge(config, {section: {name: value}})
     for assignment in assignments:
         config = merge(config, parse_set(assignment))
-    labels = config.get("labels", {}).get("path")
-    if labels and Path(labels).exists():
-        config["labels"]["path"] = str(Path(labels).absolute())
+    validate(config, "command line")
+    config = describing.outrank(config)
+    describing.check_key(config.get("servers", {}).get("api_key_env"))
+    for section, name in PATHS:
+        value = config.get(section, {}).get(name)
+        if value and Path(value).exists() and (name != "profile" or value.endswith(".yaml")):
+            config[section][name] = str(Path(value).absolute())
     if config_file and not config_file.is_file():
         raise UserError(f"{config_file}: no such file; name a YAML file with --config-file")
     roots = [names.encode(os.path.abspath(photo)) for photo in photos]
@@ -136,16 +147,39 @@ def remember(settings: Settings) -> None:
     write_atomic(COMMAND, json.dumps(content, indent=1) + "\n")
 
 
+def read_config(settings: Settings, environment: Mapping[str, str]) -> Config:
+    """The whole configuration as a run would have it; raises UserError as `config.load`."""
+    from phototagger import workflow
+
+    return load(workflow.config_file(environment), environment, settings.config)
+
+
 def preflight(settings: Settings, environment: Mapping[str, str]) -> None:
     """Raise UserError for what is wrong with the settings, before anything is started.
 
-    Covers the configuration, the CLIP model and its weights, the labels, and missing roots.
+    Covers the configuration, the CLIP model and its weights, the labels, missing roots, and who is
+    asked for captions, keywords and descriptions.
     """
     from phototagger import labels, models, workflow
     from phototagger.plan import resolve_roots
 
-    config = load(workflow.config_file(environment), environment, settings.config)
+    config = read_config(settings, environment)
+    describing.check(config, settings.config)
     roots = [names.decode(root) for root in settings.roots or ()] or config.photos.roots
     resolve_roots(roots, Path.cwd())
     labels.load_pack(workflow.find_labels(config.labels.path))
     models.weights_digest(config.clip.model, models.default_models_dir(config.clip.models_dir))
+
+
+def preflight_servers(
+    config: Config, environment: Mapping[str, str], targets: Sequence[str]
+) -> None:
+    """Raise UserError for what a run to these targets lacks to ask a model server.
+
+    Apart from `preflight`, because to look (`status`) needs no API key.
+    """
+    if describing.is_on(config):
+        if not targets or set(targets) - WITHOUT_SERVER:
+            describing.check_key(config.servers.api_key_env, environment)
+    elif TARGETS["describe"] in targets:
+        raise describing.nobody_asked("describe")
