@@ -15,13 +15,14 @@ from pathlib import Path
 from statistics import quantiles
 from typing import Any
 
-from phototagger import tables
-from phototagger.asking import Answer, Asker, Connect, Outcome, Replies, Row, Value
+from phototagger import prompts, tables
+from phototagger.asking import Answer, Asker, Connect, Outcome, Row, Value
 from phototagger.errors import UserError
 from phototagger.files import open_atomic
 from phototagger.job import Stats, job
 from phototagger.machine import Machine
 from phototagger.pictures import Pictures
+from phototagger.replies import Replies
 from phototagger.tasks import Task
 
 WORKERS = 8  # photos under way beside the requests in flight, so that pictures are ready in time
@@ -70,10 +71,12 @@ def describe(
     outcome = asyncio.run(asker.ask(good, read_values(before), progress))
     recount(stats, len(rows) - len(good), outcome)
     stats.extra |= costs(task, outcome)
+    digests = {name: prompts.digest(prompt) for name, prompt in task.prompts.items()}
     with open_atomic(output) as file:
         for row, answers in zip(good, outcome.answers, strict=True):
             for answer in answers:
-                file.write(json.dumps(line(row, answer, task), ensure_ascii=False) + "\n")
+                said = line(row, answer, task, digests[answer.field])
+                file.write(json.dumps(said, ensure_ascii=False) + "\n")
 
 
 def workers(task: Task, machine: Machine) -> int:
@@ -83,7 +86,7 @@ def workers(task: Task, machine: Machine) -> int:
     return in_flight * max(1, len(servers.base_url)) + WORKERS
 
 
-def line(row: Row, answer: Answer, task: Task) -> dict[str, Any]:
+def line(row: Row, answer: Answer, task: Task, prompt_digest: str) -> dict[str, Any]:
     """What the output says about one field of one photo."""
     asked = answer.status != "skipped"
     prompt = task.prompts[answer.field]
@@ -103,7 +106,7 @@ def line(row: Row, answer: Answer, task: Task) -> dict[str, Any]:
         "model": answer.model,
         "server": answer.server,
         "profile": task.profile,
-        "prompt_digest": task.prompt_digest,
+        "prompt_digest": prompt_digest,
         "request": answer.request,
         "seed": answer.seed,
         "max_tokens": answer.max_tokens,

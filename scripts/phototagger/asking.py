@@ -12,9 +12,8 @@ so that a server's prefix cache has the picture; many photos are under way at th
 import asyncio
 import base64
 import hashlib
-import json
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,9 +21,9 @@ from typing import Any, Protocol
 
 from phototagger import answers, keywords, names, prompts
 from phototagger.chat import Question, Refused, Reply
-from phototagger.files import write_atomic
 from phototagger.problems import PhotoProblem, one_line
 from phototagger.prompts import Prompt
+from phototagger.replies import Kept, Replies
 from phototagger.tasks import Task, sha256_json
 
 RECIPE = "1"  # raised when the same settings would ask something else
@@ -80,14 +79,6 @@ class Outcome:
     model: str | None = None
 
 
-@dataclass(frozen=True)
-class Kept:
-    """A reply, and who gave it."""
-
-    reply: Reply
-    server: str | None
-
-
 class Connection(Protocol):
     """A server that is up and was checked; `chat.ChatClient` and who it speaks to."""
 
@@ -98,28 +89,6 @@ class Connection(Protocol):
 
 
 Connect = Callable[[], AbstractAsyncContextManager[Connection]]
-
-
-class Replies:
-    """Kept replies, `ab/<key>.json`: the request (without the picture) and the reply."""
-
-    def __init__(self, folder: Path):
-        self._folder = folder
-
-    def path(self, key: str) -> Path:
-        return self._folder / key[:2] / f"{key}.json"
-
-    def get(self, key: str) -> Kept | None:
-        """None if it is not known or the file is damaged."""
-        try:
-            data = json.loads(self.path(key).read_bytes())
-            return Kept(Reply(**data["reply"]), data["server"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-
-    def put(self, key: str, request: Mapping[str, Any], kept: Kept) -> None:
-        content = {"request": request, "reply": asdict(kept.reply), "server": kept.server}
-        write_atomic(self.path(key), json.dumps(content, ensure_ascii=False, indent=1) + "\n")
 
 
 # --------------------------------------------------------------------------------------- asking
@@ -170,8 +139,15 @@ class Asker:
         """
         self._stack = AsyncExitStack()
         async with self._stack:
-            found = [answer async for answer in self._all(rows, earlier, progress)]
-            found = await self._ask_repeated_again(rows, found, earlier)
+            found: list[list[Answer]] = [[] for _ in rows]
+
+            async def answer(number: int) -> None:
+                row = rows[number]
+                found[number] = await self._photo(row, dict(earlier.get(row["rel_path"], {})))
+                progress(found[number])
+
+            await self._for_each(range(len(rows)), answer)
+            await self._ask_repeated_again(rows, found, earlier)
             outcome = Outcome(found, reseeds=self._reseeds, raised=self._raised)
             if self._connection:
                 outcome.requests = self._connection.counts.requests
@@ -180,30 +156,6 @@ class Asker:
         models = Counter(a.model for photo in found for a in photo if a.model)
         outcome.model = min(models, default=None)
         return outcome
-
-    async def _all(
-        self,
-        rows: Sequence[Row],
-        earlier: Mapping[str, Mapping[str, Value]],
-        progress: Callable[[list[Answer]], None],
-    ) -> AsyncIterator[list[Answer]]:
-        """Answers in the order of the rows, `workers` photos at a time."""
-        results: list[list[Answer] | None] = [None] * len(rows)
-        todo = iter(enumerate(rows))
-
-        async def work() -> None:
-            for number, row in todo:
-                results[number] = await self._photo(row, dict(earlier.get(row["rel_path"], {})))
-                progress(results[number])
-
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(min(self._workers, len(rows))):
-                    group.create_task(work())
-        except BaseExceptionGroup as errors:
-            raise _first(errors) from None
-        for answer in results:
-            yield answer or []
 
     async def _photo(self, row: Row, quoted: dict[str, Value]) -> list[Answer]:
         picture = _Picture(row, self._picture)
@@ -369,13 +321,13 @@ class Asker:
         rows: Sequence[Row],
         found: list[list[Answer]],
         earlier: Mapping[str, Mapping[str, Value]],
-    ) -> list[list[Answer]]:
+    ) -> None:
         """Once more, with another seed, for texts that too many photos got; then it is a problem.
 
         Judged when all answers are there, so that it does not depend on the order of arrival.
         """
         if "repeated" not in self._task.reject:
-            return found
+            return
         for position, name in enumerate(self._task.prompts):
             suspects = _repeated(rows, found, position)
 
@@ -403,9 +355,11 @@ class Asker:
                         "message": f"many photos got the same answer: {shown}",
                     }
                 )
-        return found
 
-    async def _for_each(self, numbers: Iterable[int], work: Callable[[int], Any]) -> None:
+    async def _for_each(
+        self, numbers: Iterable[int], work: Callable[[int], Awaitable[None]]
+    ) -> None:
+        """Do the work for all numbers in their order, `workers` of them at a time."""
         todo = iter(sorted(numbers))
 
         async def worker() -> None:

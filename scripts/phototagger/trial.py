@@ -23,7 +23,7 @@ from statistics import quantiles
 from typing import Any
 
 from phototagger import commandline, hostinfo, plan, preflight, setups
-from phototagger.asking import Asker, Outcome, Replies, Row
+from phototagger.asking import Asker, Outcome, Row
 from phototagger.chat import ChatClient, api_key_of
 from phototagger.config import Config
 from phototagger.connection import Connected
@@ -33,6 +33,7 @@ from phototagger.machine import Machine, Servers
 from phototagger.pictures import Pictures
 from phototagger.problems import PhotoProblem
 from phototagger.prompts import FIELDS
+from phototagger.replies import Replies
 from phototagger.server import Served, serve, stop_idle
 from phototagger.setups import Setup
 from phototagger.tasks import Task, plan_tasks

@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 
 from phototagger import config
-from phototagger.asking import Answer, Asker, Outcome, Replies, photo_seed
+from phototagger.asking import Answer, Asker, Outcome, photo_seed
 from phototagger.chat import Question, Refused, Reply
 from phototagger.errors import UserError
 from phototagger.machine import Servers
 from phototagger.problems import PhotoProblem
+from phototagger.replies import Replies
 from phototagger.tasks import Task, plan_tasks
 
 SUBJECTS = ["dog", "horse", "boat", "church", "river", "bridge", "tree", "car", "street", "child"]

@@ -260,10 +260,25 @@ def test_summary_has_a_row_per_field(tmp_path, monkeypatch):
     show_summary(Console(file=output, width=120), 0.0, everything=False)
     rows = [line.replace("\u2502", " ").split() for line in output.getvalue().splitlines()]
     assert ["describe", "50", "0", "0", "0", "2.0", "25"] in rows
-    caption = ["caption", "40", "12", "3", "7", "1,234", "0.52", "4.02", "a.b_llama.cpp"]
-    keywords = ["keywords", "0", "0", "0", "50", "0", "a.b_llama.cpp"]
+    caption = ["caption", "40", "12", "3", "7", "1,234", "0.52", "4.02"]
+    keywords = ["keywords", "0", "0", "0", "50", "0"]
     assert rows.index(caption) + 1 == rows.index(keywords)
-    assert "Model servers: 31 requests, 3 retries (429: 2, timeout: 1)." in output.getvalue()
+    assert "a.b_llama.cpp: 31 requests, 3 retries (429: 2, timeout: 1)." in output.getvalue()
+
+
+def test_two_setups_are_told_apart_in_the_table(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for setup, name in (("one", "caption"), ("two", "keywords")):
+        log = tmp_path / f"results/logs/describe/{setup}/aa.json"
+        log.parent.mkdir(parents=True)
+        extra = {"requests": 4, "setup": setup, "fields": {name: {"done": 4}}}
+        log.write_text(json.dumps({"finished": True, "photos": 4, "extra": extra}))
+    output = io.StringIO()
+    show_summary(Console(file=output, width=120), 0.0, everything=False)
+    rows = [line.replace("\u2502", " ").split() for line in output.getvalue().splitlines()]
+    assert ["caption", "4", "0", "0", "0", "0", "one"] in rows
+    assert ["keywords", "4", "0", "0", "0", "0", "two"] in rows
+    assert "Model servers: 8 requests." in output.getvalue()
 
 
 def test_a_photo_with_several_problems_counts_once(tmp_path):

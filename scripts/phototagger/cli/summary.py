@@ -76,9 +76,11 @@ def field_table(stage: Describe) -> Table:
     table.add_column("field")
     for heading in ("done", "cached", "failed", "skipped", "tokens", "p50 s", "p95 s"):
         table.add_column(heading, justify="right")
-    table.add_column("setup", overflow="fold")
+    setups = {asked.setup for asked in stage.fields.values()}
+    if len(setups) > 1:  # else it is named below the table, where there is room
+        table.add_column("setup", overflow="fold")
     for name, asked in stage.fields.items():
-        table.add_row(
+        row = (
             name,
             f"{asked.done:,}",
             f"{asked.cached:,}",
@@ -87,13 +89,13 @@ def field_table(stage: Describe) -> Table:
             f"{asked.tokens:,}",
             _seconds(asked.seconds_p50),
             _seconds(asked.seconds_p95),
-            Text(asked.setup or ""),  # never markup
         )
+        table.add_row(*row, *([Text(asked.setup or "")] if len(setups) > 1 else []))  # no markup
     return table
 
 
 def requests_line(stage: Describe) -> str:
-    """What the answers cost: `Model servers: 120 requests, 3 retries (429: 2, timeout: 1).`"""
+    """What the answers cost: `tiny-vlm_llama.cpp: 120 requests, 3 retries (429: 2, timeout: 1).`"""
     parts = ["1 request" if stage.requests == 1 else f"{stage.requests:,} requests"]
     if stage.retries:
         total = sum(stage.retries.values())
@@ -103,7 +105,9 @@ def requests_line(stage: Describe) -> str:
         parts.append(f"{stage.reseeds:,} asked again with another seed")
     if stage.raised:
         parts.append(f"{stage.raised:,} asked again with more tokens")
-    return f"Model servers: {', '.join(parts)}."
+    setups = {asked.setup or "" for asked in stage.fields.values()}
+    who = setups.pop() if len(setups) == 1 else ""
+    return f"{who or 'Model servers'}: {', '.join(parts)}."
 
 
 def _seconds(value: float | None) -> str:
