@@ -30,6 +30,7 @@ from phototagger.connection import Connected
 from phototagger.errors import UserError
 from phototagger.files import sha256_file
 from phototagger.machine import Machine, Servers
+from phototagger.models import default_models_dir
 from phototagger.pictures import Pictures
 from phototagger.problems import PhotoProblem
 from phototagger.prompts import FIELDS
@@ -385,7 +386,7 @@ def verified(
             "stages": dict(trial.done),
             "canary": trial.canary,
             "environment": hostinfo.environment(trial.version),
-            "server_info": dict(trial.info) or None,
+            "server_info": _portable(dict(trial.info)) or None,
         },
         "performance": {
             "avg_latency_s": trial.mean_latency,
@@ -487,3 +488,17 @@ def _value(word: str) -> str:
 
 def _is_ollama(argv: Sequence[str]) -> bool:
     return bool(argv) and Path(argv[0]).name == "ollama"
+
+
+def _portable(value: Any) -> Any:
+    """What a server said about itself, with this machine's folders called as commands call them."""
+    if isinstance(value, dict):
+        return {key: _portable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_portable(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    for folder, name in ((default_models_dir(), "$PHOTO_TAGGER_MODELS"), (Path.home(), "~")):
+        if Path(value).is_relative_to(folder):
+            return str(Path(name) / Path(value).relative_to(folder))
+    return value

@@ -120,6 +120,7 @@ def test_llama_cpp_is_started_tried_recorded_and_stopped(
     assert verification["canary"] == "not_checked"
     assert verification["environment"]["packages"]["xllamacpp"]
     assert verification["server_info"]["model"]["id"] == "tiny-vlm"
+    assert verification["server_info"]["props"]["model_path"].startswith("$PHOTO_TAGGER_MODELS/")
     speed = found["performance"]
     assert 0 < speed["stages"]["caption"]["p50_s"] <= speed["stages"]["caption"]["p95_s"] < 10
     assert speed["photos_per_s"] > 0

@@ -141,6 +141,8 @@ def test_last_words(tmp_path):
     assert last_words(log) == "ValueError: two"
     log.write_text("ERROR first\nERROR a.tsv: cause; way out\nlater\n")
     assert last_words(log) == "a.tsv: cause; way out"
+    log.write_text("INFO x\nERROR it ended; the last lines of log:\n  | one\n  |   two\nINFO y\n")
+    assert last_words(log) == "it ended; the last lines of log:\n  | one\n  |   two"
 
 
 def test_plain_error_drops_the_traceback():

@@ -8,6 +8,8 @@ from typing import Any
 
 from phototagger.job import stats_path
 
+QUOTE = "  | "  # before lines that an error quotes
+
 
 @dataclass
 class Job:
@@ -148,12 +150,20 @@ def live_count(job: Job) -> int:
 
 
 def last_words(log: Path) -> str:
-    """The last error in a job's log as one line, else its last line."""
+    """The last error in a job's log, else its last line.
+
+    A line, and below it the lines that the error quotes (from the log of a model server).
+    """
     try:
         text = log.read_text("utf-8", errors="backslashreplace")
     except OSError:
         return "ended before it could write its log (killed, or out of memory?)"
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines: list[str] = []
+    for line in text.splitlines():
+        if line.startswith(QUOTE) and lines:
+            lines[-1] += f"\n{line.rstrip()}"
+        elif line.strip():
+            lines.append(line.strip())
     errors = [line.removeprefix("ERROR ") for line in lines if line.startswith("ERROR ")]
     return (errors or lines or ["ended without a word (killed, or out of memory?)"])[-1]
 

@@ -49,7 +49,7 @@ def other_work(state: RunState) -> str:
 
 
 def describe(group: list[Failure]) -> str:
-    """Failures with the same cause as one line, with the log of the first."""
+    """Failures with the same cause as one line (and what it quotes), with the log of the first."""
     first, shards = group[0], {failure.shard for failure in group}
     where = first.rule
     if len(shards) > 1:
@@ -60,7 +60,8 @@ def describe(group: list[Failure]) -> str:
     if setups:
         where += f", {' and '.join(setups)}"
     log = "" if not first.log else f" ({'log' if len(group) == 1 else 'first log'}: {first.log})"
-    return f"failed: {where}: {first.cause}{log}"
+    cause, _, quoted = first.cause.partition("\n")
+    return f"failed: {where}: {cause}{log}" + (f"\n{quoted}" if quoted else "")
 
 
 class _Rate(ProgressColumn):

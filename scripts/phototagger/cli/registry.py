@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from phototagger.cli.registry_add import add, bench
+from phototagger.prompts import FIELDS
 
 if TYPE_CHECKING:
     from phototagger.setups import Setup
@@ -84,23 +85,21 @@ def _print_table(setups: "list[Setup]") -> None:
     from rich.table import Table
 
     table = Table()
-    table.add_column("setup", no_wrap=True)
-    for heading in ("status", "backend", "GPUs", "roles and priorities"):
-        table.add_column(heading, overflow="fold")
+    for heading in ("setup", "backend"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("status", "roles"):
+        table.add_column(heading)
     for setup in setups:
-        table.add_row(
-            setup.slug, _status(setup), setup.backend, str(setup.gpus), _roles(setup.roles)
-        )
+        table.add_row(setup.slug, setup.backend, _status(setup), _roles(setup.roles))
     Console().print(table)
     print("success: captions, keywords and descriptions came back; unverified: never run")
 
 
 def _roles(roles: Mapping[str, int]) -> str:
-    """Roles of one priority together: `90: caption, keywords`."""
-    by_priority: dict[int, list[str]] = {}
-    for role, priority in roles.items():
-        by_priority.setdefault(priority, []).append(role)
-    return "; ".join(f"{p}: {', '.join(by_priority[p])}" for p in sorted(by_priority, reverse=True))
+    """Roles with their priorities; `all 90` if the fields share one and there is no other."""
+    if set(roles) == set(FIELDS) and len(set(roles.values())) == 1:
+        return f"all {roles[FIELDS[0]]}"
+    return ", ".join(f"{role} {priority}" for role, priority in roles.items())
 
 
 def _status(setup: "Setup") -> str:
