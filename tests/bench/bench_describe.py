@@ -12,27 +12,38 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import requests
+from describe import describe
 from servers.fault_server import process
+from thumbs import thumbs
+from workflow.library import make_library
 
+from phototagger import plan
 from phototagger.chat import ChatClient, Question
-from phototagger.machine import Servers
+from phototagger.config import load
+from phototagger.connection import connect
+from phototagger.files import write_atomic
+from phototagger.machine import Machine, Servers
+from phototagger.plan import Root, Roots
 from phototagger.server import Served
 from phototagger.setups import Setup
+from phototagger.tasks import plan_tasks
 
 PICTURE = 60_000  # bytes, as JPEG of 1,024 pixels
 # Answers at once, seconds per answer, rounds; 128 answers/s at most, which two cores can carry.
 LOADS = ((8, 0.25, 20), (64, 0.5, 12), (256, 2.0, 5))
 PHOTOS = 10_000
+THUMBS = {"size": 512, "quality": 85}
 FIELDS = ("caption", "keywords", "description")
 SCHEMA = {"type": "object", "properties": {"caption": {"type": "string", "maxLength": 80}}}
 
 
 def run(tmp: Path) -> list[dict]:
-    """The rows of the table; `tmp` is not used."""
+    """The rows of the table."""
     rows, costs = [], []
     for slots, latency, rounds in LOADS:
         rate, cpu = asyncio.run(steady(slots, latency, rounds))
@@ -47,6 +58,8 @@ def run(tmp: Path) -> list[dict]:
         name = f"CPU of the client, {slots} in flight"
         rows.append({"name": name, "ours": cpu, "unit": "ms/answer"})
     rows.append(asyncio.run(memory()))
+    rows.append(shard(tmp / "shard"))
+    rows.append(library(tmp / "library"))
     return rows
 
 
@@ -147,6 +160,80 @@ async def memory() -> dict:
         "ratio": last / first,
         "goal": "<= 1.05",
     }
+
+
+# ----------------------------------------------------------------------------- the rule `describe`
+
+
+def shard(tmp: Path, photos: int = 512, slots: int = 64, latency: float = 0.5) -> dict:
+    """The rule over one shard, from its start to its end: pictures, three fields, kept replies."""
+    work = Work(tmp, photos, photos)
+    with process(latency=latency, slots=slots) as base_url:
+        start = time.perf_counter()
+        work.describe(base_url, slots, FIELDS)
+        seconds = time.perf_counter() - start
+    name = f"rule describe, {photos} photos from start to end, {slots} in flight, against capacity"
+    return row(name, photos * len(FIELDS) / seconds, slots / latency, None)
+
+
+def library(tmp: Path) -> dict:
+    """Resident memory while the rule goes through shard after shard."""
+    sizes = []
+    work = Work(tmp, PHOTOS, 250)
+    with process(latency=0.05, slots=64) as base_url:
+        work.describe(base_url, 64, ("caption",), lambda: sizes.append(resident()))
+    first, last = sizes[PHOTOS // 10 // 250 - 1], sizes[-1]
+    return {
+        "name": f"memory of the rule describe after {PHOTOS:,} photos, against after "
+        f"{PHOTOS // 10:,}",
+        "ours": last,
+        "theirs": first,
+        "unit": "MiB",
+        "ratio": last / first,
+        "goal": "<= 1.05",
+    }
+
+
+class Work:
+    """A work directory with small photos and their thumbnails."""
+
+    def __init__(self, tmp: Path, photos: int, shard_size: int):
+        folder = make_library(tmp / "photos", photos, 250)
+        self._tmp = tmp
+        self._machine = Machine(
+            Roots([Root("", str(folder), None)]), tmp / "cache", tmp, tmp, "", 1
+        )
+        found = plan.scan(self._machine.roots, plan.ScanOptions((".jpg",), True, (), None))
+        self._tables = []
+        limits = {"max_pixels": 10**8, "max_bytes": 10**8, "threads": 2}
+        for start in range(0, photos, shard_size):
+            listing, table = tmp / f"{start}.tsv", tmp / f"{start}.parquet"
+            write_atomic(listing, plan.format_listing(found[start : start + shard_size]))
+            thumbs(listing, table, machine=self._machine, **THUMBS, **limits)
+            self._tables.append(table)
+
+    def describe(
+        self,
+        base_url: str,
+        slots: int,
+        fields: tuple[str, ...],
+        after: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Ask about all shards; `after` is called after each."""
+        servers = Servers(base_url=(base_url,), concurrency=slots, preflight=False)
+        settings = replace(load(None, {}, {}).describe, model="tiny-vlm", fields=fields, reject=())
+        (task,) = plan_tasks(settings, servers).values()
+        for table in self._tables:
+            describe(
+                table,
+                table.with_suffix(".jsonl"),
+                task=task,
+                before=[],
+                machine=replace(self._machine, servers=servers),
+                connect=lambda: connect(task.setup, servers, self._tmp / "log", self._tmp),
+                **THUMBS,
+            )
+            after()
 
 
 def resident() -> float:
