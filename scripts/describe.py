@@ -12,11 +12,11 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from statistics import quantiles
 from typing import Any
 
 from phototagger import prompts, tables
-from phototagger.asking import Answer, Asker, Connect, Outcome, Row, Value
+from phototagger.asking import Answer, Asker, Connect, Outcome, Row, Value, percentiles
+from phototagger.chat import in_flight
 from phototagger.errors import UserError
 from phototagger.files import open_atomic
 from phototagger.job import Stats, job
@@ -82,8 +82,7 @@ def describe(
 def workers(task: Task, machine: Machine) -> int:
     """Photos under way at once."""
     servers = machine.servers
-    in_flight = servers.concurrency or task.setup.concurrency or 8
-    return in_flight * max(1, len(servers.base_url)) + WORKERS
+    return in_flight(task.setup, servers) * max(1, len(servers.base_url)) + WORKERS
 
 
 def line(row: Row, answer: Answer, task: Task, prompt_digest: str) -> dict[str, Any]:
@@ -182,7 +181,7 @@ def costs(task: Task, outcome: Outcome) -> dict[str, Any]:
             "skipped": states["skipped"],
             "prompt_tokens": sum(answer.prompt_tokens or 0 for answer in asked),
             "completion_tokens": sum(answer.completion_tokens or 0 for answer in asked),
-            "seconds": percentiles(seconds),
+            "seconds": percentiles(seconds) if seconds else None,
             "busy": round(sum(seconds), 3),
         }
     return {
@@ -196,14 +195,6 @@ def costs(task: Task, outcome: Outcome) -> dict[str, Any]:
         "server": outcome.server,
         "model": outcome.model or task.setup.model,
     }
-
-
-def percentiles(seconds: Sequence[float]) -> list[float] | None:
-    """Median and 95th percentile, None without values."""
-    if len(seconds) < 2:
-        return [round(seconds[0], 3)] * 2 if seconds else None
-    cuts = quantiles(seconds, n=20, method="inclusive")
-    return [round(cuts[9], 3), round(cuts[18], 3)]
 
 
 if __name__ == "__main__":

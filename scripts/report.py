@@ -180,7 +180,7 @@ def survey(records: Path, medoids: Mapping[str, str]) -> Library:
 def _count(library: Library, folder: Folder, record: Mapping) -> None:
     keywords = [item["label"] for item in record["over_threshold"]]
     library.photos += 1
-    library.tagged += bool(keywords)
+    library.tagged += bool(record["keywords"])
     library.labels.update(keywords)
     folder.labels.update(keywords)
     if record["labels"]:

@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import quantiles
 from typing import Any, Protocol
 
 from phototagger import answers, keywords, names, prompts
@@ -430,6 +431,14 @@ def photo_seed(base: int, sha256: str, name: str, attempt: int) -> int:
     """Seed of a question: 0 to 2^31 - 1, of the photo's content, not of the order of asking."""
     text = f"{base} {sha256} {name} {attempt}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) & 0x7FFFFFFF
+
+
+def percentiles(seconds: Sequence[float]) -> tuple[float, float]:
+    """Median and 95th percentile of at least one value, in milliseconds' precision."""
+    if len(seconds) == 1:
+        return round(seconds[0], 3), round(seconds[0], 3)
+    cuts = quantiles(seconds, n=20, method="inclusive")
+    return round(cuts[9], 3), round(cuts[18], 3)
 
 
 def _repeated(rows: Sequence[Row], found: list[list[Answer]], position: int) -> set[int]:

@@ -23,11 +23,10 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-from phototagger import dialects, server
+from phototagger import dialects, probe, server
 from phototagger.endpoints import Endpoint, Pool
 from phototagger.errors import UserError
 from phototagger.machine import Servers
@@ -38,7 +37,6 @@ CONNECT_TIMEOUT = 5.0  # seconds
 KEEPALIVE = 4.0  # seconds; vLLM closes an idle connection after 5
 CONCURRENCY = 8  # per endpoint, if neither the settings nor the setup say
 BACKOFF, BACKOFF_MAX = 0.5, 30.0  # seconds before the first repetition at most; and before any
-RETRY_AFTER_MAX = 60.0  # seconds
 HOPELESS = 20  # refusals in a row after which the fault is not the questions'
 BUSY = frozenset({409, 423, 424, 425, 429, 503})
 EVERYBODY = frozenset({401, 402, 403, 404, 405, 407, 410})  # would be said to any question
@@ -96,6 +94,11 @@ class Counts:
     by_endpoint: Counter[str] = field(default_factory=Counter)  # requests by base URL
 
 
+def in_flight(setup: Setup, servers: Servers) -> int:
+    """Requests in flight per server, at most."""
+    return servers.concurrency or setup.concurrency or CONCURRENCY
+
+
 def api_key_of(servers: Servers) -> str | None:
     """The API key in the environment variable that the settings name; None if they name none."""
     if servers.api_key_env is None:
@@ -150,7 +153,7 @@ class ChatClient:
         self._headers = {"Content-Type": "application/json"}
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
-        self._ceiling = servers.concurrency or setup.concurrency or CONCURRENCY
+        self._ceiling = in_flight(setup, servers)
         self._quiet_since: float | None = None  # first of the busy answers since the last good one
         self._refusals = 0  # in a row
         self._asking = 0
@@ -303,7 +306,7 @@ class ChatClient:
         """What a status other than 200 means: _TryAgain, Refused or UserError."""
         said, code = dialects.explain(content)
         message = self._safe(f"{where} answered {status}: {said}" if said else f"{where}: {status}")
-        wait = retry_after(headers.get("retry-after"))
+        wait = probe.retry_after(headers.get("retry-after")) or 0
         if status == 429 and wait == 0 and dialects.is_quota(said, code):
             return self._stop(f"{message}; the account has no quota left, so top it up or wait")
         if status in BUSY:
@@ -433,20 +436,6 @@ def _delay(error: _TryAgain, failures: int) -> float:
 def _jitter(failures: int) -> float:
     """Exponential backoff with full jitter, in seconds."""
     return random.uniform(0, min(BACKOFF_MAX, BACKOFF * 2 ** min(failures - 1, 16)))
-
-
-def retry_after(value: str | None) -> float:
-    """Seconds that a Retry-After header asks for, bounded; 0 if it says nothing sensible."""
-    if not value:
-        return 0
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = parsedate_to_datetime(value).timestamp() - time.time()
-        except (ValueError, TypeError):
-            return 0
-    return min(max(seconds, 0), RETRY_AFTER_MAX) if seconds == seconds else 0  # not NaN
 
 
 def _name(base_url: str) -> str:

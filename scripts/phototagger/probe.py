@@ -5,6 +5,7 @@ path, some answer it before a model is loaded, and only some tell their version.
 """
 
 import email.utils
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 BUSY = frozenset((408, 409, 423, 424, 425, 429, 500, 502, 503, 504))  # can pass
 Model = Mapping[str, Any]  # an item of /v1/models
+
+RETRY_AFTER_MAX = 60.0  # seconds
 
 _TIMEOUT = 10.0  # seconds; SGLang's /health generates a token
 # Where a server tells its version, by what it calls itself in /v1/models (`owned_by`) or its setup.
@@ -114,17 +117,20 @@ def _not_ready(answer: "httpx.Response") -> Look:
 
 
 def retry_after(value: str | None) -> float | None:
-    """Seconds that a Retry-After header asks for (a number or a date, RFC 9110, 10.2.3)."""
+    """Seconds that a Retry-After header asks for (a number or a date, RFC 9110, 10.2.3).
+
+    At most RETRY_AFTER_MAX; None if it says nothing sensible.
+    """
     if not value:
         return None
     try:
-        return max(0.0, float(value))
+        seconds = float(value)
     except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return None
+        try:
+            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
+        except (ValueError, TypeError):
+            return None
+    return None if math.isnan(seconds) else min(max(seconds, 0.0), RETRY_AFTER_MAX)
 
 
 def _models(answer: "httpx.Response") -> Look:

@@ -19,12 +19,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import quantiles
 from typing import Any
 
 from phototagger import commandline, hostinfo, plan, preflight, setups
-from phototagger.asking import Asker, Outcome, Row
-from phototagger.chat import ChatClient, api_key_of
+from phototagger.asking import Asker, Outcome, Row, percentiles
+from phototagger.chat import ChatClient, api_key_of, in_flight
 from phototagger.config import Config
 from phototagger.connection import Connected
 from phototagger.errors import UserError
@@ -42,7 +41,6 @@ from phototagger.thumbnails import ThumbCache, make_thumb, read_photo
 
 # A stage works if it has an answer for so many of the photos: some answers are rejected everywhere.
 ENOUGH = 0.9
-AT_ONCE = 8  # requests in flight, if nothing says otherwise
 WEIGHTS = (".gguf", ".safetensors", ".bin", ".pt", ".pth")
 
 log = logging.getLogger(__name__)
@@ -124,7 +122,7 @@ def _try(trial: Trial, task: Task, samples: "_Samples", server_log: Path) -> Non
             trial.start_seconds = round(time.monotonic() - begun, 3)
         trial.version, trial.served_model, trial.info = served.version, served.model, served.info
         _preflight(trial, setup, served, servers)
-        trial.concurrency = servers.concurrency or setup.concurrency or AT_ONCE
+        trial.concurrency = in_flight(setup, servers)
         begun = time.monotonic()
         outcome = asyncio.run(_ask(task, served, samples, trial.concurrency))
         trial.seconds = round(time.monotonic() - begun, 3)
@@ -169,7 +167,7 @@ def _count(trial: Trial, outcome: Outcome) -> None:
         trial.rejected[name] = Counter(a.kind for a in found if a.status == "failed")
         seconds = [answer.seconds for answer in found if answer.seconds is not None]
         if seconds:
-            trial.latency[name] = _percentiles(seconds)
+            trial.latency[name] = percentiles(seconds)
     trial.tokens = sum(answer.completion_tokens or 0 for answer in answers)
     seconds = [answer.seconds for answer in answers if answer.seconds is not None]
     if seconds and trial.requests:
@@ -189,14 +187,6 @@ def _shortfall(trial: Trial) -> str | None:
 
 def _kinds(kinds: Counter[str]) -> str:
     return ", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items())) or "none asked"
-
-
-def _percentiles(seconds: Sequence[float]) -> tuple[float, float]:
-    """Median and 95th percentile."""
-    if len(seconds) == 1:
-        return round(seconds[0], 4), round(seconds[0], 4)
-    cuts = quantiles(seconds, n=20, method="inclusive")
-    return round(cuts[9], 4), round(cuts[18], 4)
 
 
 def _task(setup: Setup, config: Config) -> Task:

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from describe import describe, percentiles, read_task, workers
+from describe import describe, read_task, workers
 from PIL import Image
 from servers.fault_server import FaultServer, running
 from thumbs import thumbs
 from workflow.library import make_photo
 
 from phototagger import config, plan
+from phototagger.asking import percentiles
 from phototagger.connection import connect
 from phototagger.errors import UserError
 from phototagger.files import write_atomic
@@ -209,6 +210,5 @@ def test_the_thumbnail_is_sent_if_it_is_large_enough(shard: Callable[[FaultServe
 
 
 def test_percentiles():
-    assert percentiles([]) is None
-    assert percentiles([0.5]) == [0.5, 0.5]
-    assert percentiles([float(n) for n in range(101)]) == [50.0, 95.0]
+    assert percentiles([0.5]) == (0.5, 0.5)
+    assert percentiles([float(n) for n in range(101)]) == (50.0, 95.0)
