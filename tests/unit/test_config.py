@@ -46,7 +46,7 @@ def test_precedence_is_default_file_environment_command_line(tmp_path):
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
-        ({"scor": {}}, "unknown 'scor'; valid are: cache, clip, labels,"),
+        ({"scor": {}}, "unknown 'scor'; valid are: cache, clip, describe, labels,"),
         ({"score": {"treshold": 1}}, "score: key: unknown 'treshold'; valid are: measure, thresh"),
         ({"score": {"topk": 0}}, "score.topk: 0 is less than the minimum of 1"),
         ({"clip": {"device": "tpu"}}, "clip.device: 'tpu' is not one of"),
