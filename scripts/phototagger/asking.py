@@ -224,8 +224,9 @@ class Asker:
         self, name: str, prompt: Prompt, reply: Reply, cut: bool
     ) -> tuple[str | None, str, Value]:
         """(problem kind or None, message, value) of a reply."""
-        if reply.refusal and "refusal" in self._task.reject:
-            return "answer_refusal", f"the model refused: {one_line(reply.refusal)}", ""
+        refusal = reply.refusal or ("filtered" if reply.finish_reason == "content_filter" else "")
+        if refusal and "refusal" in self._task.reject:
+            return "answer_refusal", f"the model refused: {one_line(refusal)}", ""
         if cut:
             if self._loops(name, reply.text):
                 return "answer_loop", "the model repeated itself until it was cut off", ""
@@ -238,7 +239,16 @@ class Asker:
         detector = answers.judge(name, value, language=language, reject=reject)
         if detector:
             return f"answer_{detector}", f"rejected as {detector}: {one_line(_shown(value))}", value
+        if name == "keywords" and self._leaves_nothing(value):
+            message = f"no keyword is left after cleaning: {one_line(_shown(value))}"
+            return "answer_empty", message, value
         return None, "", value
+
+    def _leaves_nothing(self, words: Value) -> bool:
+        """Whether keywords are worth nothing; with a strict vocabulary, none is a result."""
+        if "empty" not in self._task.reject or self._task.strict:
+            return False
+        return not keywords.clean(words, self._rules).keywords
 
     def _loops(self, name: str, text: str) -> bool:
         loop = answers.judge("description", text, language=self._task.language, reject=("loop",))
@@ -249,8 +259,6 @@ class Asker:
             return tally.answer(name, question, status="done", text=str(value))
         cleaned = keywords.clean(value, self._rules)
         words = [word.keyword for word in cleaned.keywords]
-        if not words and "empty" in self._task.reject and not self._task.strict:
-            return tally.failed(name, question, "answer_empty", "no keyword is left after cleaning")
         paths = {w.keyword: list(w.path) for w in cleaned.keywords if list(w.path) != [w.keyword]}
         notes = tuple(_log("dropped", cleaned.dropped) + _log("mapped", cleaned.mapped))
         return tally.answer(name, question, status="done", keywords=words, paths=paths, notes=notes)

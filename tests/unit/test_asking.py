@@ -215,6 +215,23 @@ def test_a_bad_answer_is_asked_for_with_another_seed(
     assert one(found, "keywords").status == "done"
 
 
+def test_keywords_of_which_none_is_left_are_asked_for_again(cache: Path):
+    def answer(question: Question) -> Reply:
+        banned = field_of(question) == "keywords" and len(script.asked) < 3
+        return reply('{"keywords": ["photography", "42"]}') if banned else good(question)
+
+    script = Script(answer)
+    found = run(script, cache, [row("a")])
+    assert script.fields().count("keywords") == 2
+    assert one(found, "keywords").status == "done"
+
+
+def test_what_a_service_filtered_is_a_refusal(cache: Path):
+    filtered = reply("", "content_filter")
+    found = run(Script(scripted(filtered, filtered)), cache, [row("a")])
+    assert one(found).kind == "answer_refusal"
+
+
 def test_a_rejected_answer_is_kept_as_well(cache: Path):
     bad = reply('{"caption": "12345"}')
     run(Script(scripted(bad, bad)), cache, [row("a")])

@@ -48,7 +48,7 @@ def show_summary(console: Console, started: float, everything: bool) -> None:
     if problems:
         photos = "1 photo" if problems == 1 else f"{problems:,} photos"
         path = Path("results/problems.csv").absolute()
-        _say(console, f"{f'{photos} with problems:':<24}{path}")
+        _say(console, f"{f'{photos} with problems:':<23} {path}")
 
 
 def stage_table(stages: dict[str, Stage]) -> Table:
