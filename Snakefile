@@ -16,7 +16,6 @@ from phototagger import settings
 from phototagger.machine import PATH as MACHINE
 from phototagger.prune import prune
 from phototagger.metrics import append_metrics
-from phototagger.server import stop_idle
 from phototagger.tasks import PATH as TASKS
 from phototagger.workflow import prepare
 
@@ -223,6 +222,7 @@ rule describe:
         setup_digest=RUN.setup_digest,
         prompt_digest=RUN.prompt_digest,
         recipe=RUN.recipe,
+        words=RUN.words,
         size=CONFIG.thumbs.size,
         quality=CONFIG.thumbs.quality,
         listing=RUN.listing,
@@ -255,6 +255,7 @@ rule record:
         runtime=10,
     params:
         model=CONFIG.clip.model,
+        setups=RUN.setups,
         listing=RUN.listing,
         code=RUN.code("record"),
     message:
@@ -478,13 +479,17 @@ if workflow.is_main_process:
     settings.age_what_was_forgotten(workflow.rules, RUN.by_wildcards)
 
 
+onstart:
+    RUN.begin()
+
+
 onsuccess:
-    stop_idle(CONFIG.servers)
     RUN.freeze()
     settings.remember(workflow.rules, RUN.by_wildcards, RUN.started)
     prune(RUN.shard_names, RUN.setups, sidecars=CONFIG.sidecars.enabled)
     append_metrics(RUN)
+    RUN.end()
 
 
 onerror:
-    stop_idle(CONFIG.servers)
+    RUN.end()

@@ -266,12 +266,12 @@ def _row(sha256: str, result: np.ndarray | Problem) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    from phototagger.server import stop_idle
+    from phototagger.server import make_way
 
     with job(snakemake) as stats:
         machine = Machine.load(snakemake.params.machine)
         if snakemake.resources.gpu:
-            stop_idle(machine.servers)  # a model server that nobody uses leaves the GPU to us
+            make_way(machine.servers)  # a model server that nobody uses leaves the GPU to us
         embed(
             Path(snakemake.input.thumbs),
             Path(snakemake.output.table),

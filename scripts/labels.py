@@ -90,12 +90,12 @@ def _embed(pack: Sequence[Label], templates: tuple[str, ...], clip: Any) -> np.n
 
 
 if __name__ == "__main__":
-    from phototagger.server import stop_idle
+    from phototagger.server import make_way
 
     with job(snakemake) as stats:
         machine = Machine.load(snakemake.params.machine)
         if snakemake.resources.gpu:
-            stop_idle(machine.servers)  # a model server that nobody uses leaves the GPU to us
+            make_way(machine.servers)  # a model server that nobody uses leaves the GPU to us
         labels(
             machine.labels,
             Path(snakemake.output.labels),

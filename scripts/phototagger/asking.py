@@ -11,7 +11,9 @@ so that a server's prefix cache has the picture; many photos are under way at th
 
 import asyncio
 import base64
+import contextlib
 import hashlib
+import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
@@ -25,7 +27,9 @@ from phototagger.chat import Question, Refused, Reply
 from phototagger.problems import PhotoProblem, one_line
 from phototagger.prompts import Prompt
 from phototagger.replies import Kept, Replies
-from phototagger.tasks import Task, sha256_json
+from phototagger.tasks import Task, needs, sha256_json
+
+log = logging.getLogger(__name__)
 
 RECIPE = "1"  # raised when the same settings would ask something else
 RAISES = 2  # times the token limit is doubled for an answer that was cut off
@@ -123,6 +127,7 @@ class Asker:
             strict=task.strict,
             max_words=task.prompts["keywords"].max_words if "keywords" in task.prompts else None,
         )
+        self._stack = AsyncExitStack()
         self._connection: Connection | None = None
         self._connecting = asyncio.Lock()
         self._pending: dict[str, asyncio.Future[Kept]] = {}
@@ -138,7 +143,6 @@ class Asker:
 
         Raises UserError if the server cannot be had or used; replies so far are kept.
         """
-        self._stack = AsyncExitStack()
         async with self._stack:
             found: list[list[Answer]] = [[] for _ in rows]
 
@@ -205,6 +209,7 @@ class Asker:
                 key, kept, fresh = await self._reply(row, question, picture)
             except (Refused, PhotoProblem) as error:
                 kind, message = _reason(error)
+                log.warning("%s: %s: %s", row["rel_path"], name, error)
                 return tally.failed(name, question, kind, message)
             tally.add(key, kept, fresh)
             cut = kept.reply.finish_reason == "length"
@@ -237,6 +242,8 @@ class Asker:
             return "answer_invalid", one_line(str(error)), ""
         language, reject = self._task.language, self._task.reject
         detector = answers.judge(name, value, language=language, reject=reject)
+        if not value and name != "keywords":
+            return "answer_empty", "an empty text", value
         if detector:
             return f"answer_{detector}", f"rejected as {detector}: {one_line(_shown(value))}", value
         if name == "keywords" and self._leaves_nothing(value):
@@ -271,8 +278,9 @@ class Asker:
         key = sha256_json(request)
         if kept := self._replies.get(key):
             return key, kept, False
-        if key in self._pending:  # a copy of the photo is being asked about
-            return key, await asyncio.shield(self._pending[key]), False
+        while key in self._pending:  # a copy of the photo is being asked about
+            with contextlib.suppress(PhotoProblem):  # of the copy
+                return key, await asyncio.shield(self._pending[key]), False
         future = self._pending[key] = asyncio.get_running_loop().create_future()
         try:
             connection = await self._connected()
@@ -337,33 +345,45 @@ class Asker:
         """
         if "repeated" not in self._task.reject:
             return
-        for position, name in enumerate(self._task.prompts):
+        for position in range(len(self._task.prompts)):
             suspects = _repeated(rows, found, position)
 
-            async def again(number: int, name: str = name, position: int = position) -> None:
-                row = rows[number]
-                quoted = dict(earlier.get(row["rel_path"], {}))
-                quoted |= {a.field: a.value for a in found[number][:position] if a.value}
-                picture = _Picture(row, self._picture)
-                new = await self._field(row, name, quoted, picture, reseeds=1)
-                self._reseeds += new.fresh
-                found[number][position] = new
+            async def again(number: int, position: int = position) -> None:
+                await self._again(rows[number], found[number], position, earlier, reseeds=1)
+
+            async def dependents(number: int, position: int = position) -> None:
+                for later in self._quoting(found[number], position):
+                    await self._again(rows[number], found[number], later, earlier)
 
             await self._for_each(suspects, again)
             for number in _repeated(rows, found, position):
-                answer = found[number][position]
-                shown = one_line(_shown(answer.value or ""))
-                found[number][position] = Answer(
-                    **_fields(answer)
-                    | {
-                        "status": "failed",
-                        "text": None,
-                        "keywords": None,
-                        "paths": {},
-                        "kind": "answer_repeated",
-                        "message": f"many photos got the same answer: {shown}",
-                    }
-                )
+                found[number][position] = _as_repeated(found[number][position])
+            await self._for_each(suspects, dependents)
+
+    def _quoting(self, found: Sequence[Answer], position: int) -> list[int]:
+        """Positions of later fields whose questions quote the answer at `position`."""
+        return [
+            later
+            for later, answer in enumerate(found)
+            if answer.status != "skipped"
+            and found[position].field in needs(self._task.prompts[answer.field])
+        ]
+
+    async def _again(
+        self,
+        row: Row,
+        found: list[Answer],
+        position: int,
+        earlier: Mapping[str, Mapping[str, Value]],
+        reseeds: int = 0,
+    ) -> None:
+        """Ask for one field again and replace its answer."""
+        quoted = dict(earlier.get(row["rel_path"], {}))
+        quoted |= {answer.field: answer.value for answer in found[:position] if answer.value}
+        picture, old = _Picture(row, self._picture), found[position]
+        new = await self._field(row, old.field, quoted, picture, reseeds)
+        self._reseeds += new.fresh and reseeds > 0
+        found[position] = _after(new, old)
 
     async def _for_each(
         self, numbers: Iterable[int], work: Callable[[int], Awaitable[None]]
@@ -464,6 +484,21 @@ def _repeated(rows: Sequence[Row], found: list[list[Answer]], position: int) -> 
     }
 
 
+def _as_repeated(answer: Answer) -> Answer:
+    message = f"many photos got the same answer: {one_line(_shown(answer.value or ''))}"
+    nothing = {"text": None, "keywords": None, "paths": {}, "kind": "answer_repeated"}
+    return Answer(**_fields(answer) | nothing | {"status": "failed", "message": message})
+
+
+def _after(new: Answer, old: Answer) -> Answer:
+    """An answer with what the one before it cost."""
+    costs = ("prompt_tokens", "completion_tokens", "seconds", "attempts")
+    total = {name: _total([getattr(old, name), getattr(new, name)]) for name in costs}
+    if total["seconds"] is not None:
+        total["seconds"] = round(total["seconds"], 3)
+    return Answer(**_fields(new) | total | {"fresh": new.fresh or old.fresh})
+
+
 def _shown(value: Value) -> str:
     return value if isinstance(value, str) else ", ".join(value)
 
@@ -488,7 +523,7 @@ def _log(what: str, words: Sequence[tuple[str, str]]) -> list[str]:
     return [f"{what}: {one_line(said)}"] if said else []
 
 
-def _total(counts: Iterable[int | None]) -> int | None:
+def _total(counts: Iterable[float | None]) -> Any:
     known = [count for count in counts if count is not None]
     return sum(known) if known else None
 

@@ -44,12 +44,17 @@ REMEMBERED = 4096  # pictures whose server is remembered
 
 
 class Refused(Exception):  # noqa: N818 (an outcome of one question, like a row)
-    """One question has no answer: `kind` is a problem kind, `message` one line."""
+    """One question has no answer: `kind` is a problem kind.
 
-    def __init__(self, kind: str, message: str):
-        super().__init__(message)
+    `message` is one line for results: it names no host and counts nothing that another run would
+    count otherwise. `detail` is for logs.
+    """
+
+    def __init__(self, kind: str, message: str, detail: str = ""):
+        super().__init__(detail or message)
         self.kind = kind  # server_refused: it does not take it; server_failed: retries used up
         self.message = message
+        self.detail = detail or message
 
 
 @dataclass(frozen=True)
@@ -106,8 +111,8 @@ def api_key_of(servers: Servers) -> str | None:
     key = os.environ.get(servers.api_key_env, "").strip()
     if not key:
         raise UserError(
-            f"servers.api_key_env: the environment variable {servers.api_key_env} is not set; "
-            "put the API key into it"
+            "servers.api_key_env: no environment variable of that name is set; put the API key "
+            "into one and name it there"
         )
     if not (key.isascii() and key.isprintable()):
         raise UserError(f"the API key in {servers.api_key_env} has characters that no key has")
@@ -288,7 +293,7 @@ class ChatClient:
     def _read(self, where: str, content: bytes) -> dialects.Completion:
         try:
             body = json.loads(content)
-        except ValueError:
+        except (ValueError, RecursionError):
             said = dialects.explain(content)[0]
             message = f"{where} answered with something that is no JSON: {said}"
             raise _TryAgain("failed", "bad_body", self._safe(message)) from None
@@ -344,7 +349,7 @@ class ChatClient:
             progress.failures += 1
             if progress.failures > self._servers.retries:
                 tries = f" ({progress.attempts} requests)" if progress.attempts > 1 else ""
-                raise self._refuse("server_failed", error.message + tries)
+                raise self._refuse("server_failed", error.message, tries)
             if error.reason == "dropped" and progress.failures == 1:
                 return 0  # most likely an idle connection that the server closed at that moment
             return _delay(error, progress.failures)
@@ -361,7 +366,7 @@ class ChatClient:
         progress.busy += 1
         progress.busy_since = progress.busy_since or now
         if now - progress.busy_since >= budget:  # while others were answered
-            raise self._refuse("server_failed", f"{error.message} for {budget:g} s")
+            raise self._refuse("server_failed", error.message, f" for {budget:g} s")
         return _delay(error, progress.busy)
 
     async def _pause(self, seconds: float) -> None:
@@ -374,14 +379,17 @@ class ChatClient:
         except TimeoutError:
             return
 
-    def _refuse(self, kind: str, message: str) -> Exception:
+    def _refuse(self, kind: str, message: str, also: str = "") -> Exception:
         """The exception for one question; for all, if it was the last straw."""
         self.counts.refused += 1
         self._refusals += 1
         hopeless = kind == "server_failed" or not self.counts.answered
         if self._refusals >= HOPELESS and hopeless:
             return self._stop(f"{self._refusals} questions in a row were not answered: {message}")
-        return Refused(kind, message)
+        said = message
+        for endpoint in self._pool.endpoints:
+            said = said.replace(_name(endpoint.base_url), "the server")
+        return Refused(kind, said, message + also)
 
     def _stop(self, message: str) -> UserError:
         """The error that ends this and every other question."""

@@ -17,11 +17,15 @@ SCRIPTS = Path(__file__).resolve().parents[1]
 # are started and checked (what shapes an answer is in a setup's digest).
 NEUTRAL = {
     "commandline",
+    "config",
     "connection",
+    "endpoints",
     "errors",
     "job",
     "machine",
     "preflight",
+    "probe",
+    "processes",
     "server",
     "setups",
     "supervisor",

@@ -17,12 +17,11 @@ from phototagger.errors import UserError
 from phototagger.machine import Servers
 from phototagger.server import Served, check_alive, serve
 from phototagger.setups import Setup
+from phototagger.tasks import VERDICTS
 
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
-
-VERDICTS = Path("results/plan/preflight")  # of this run; removed when the next one begins
 
 
 @dataclass(frozen=True)

@@ -201,7 +201,7 @@ def _finish(reason: Any) -> str:
     """`stop` if the server does not say; vLLM says "abort" when it is shut down in mid-answer."""
     if reason in ("abort", "load", "unload"):
         raise UnreadableError("abort", "the server broke off its answer")
-    return reason if isinstance(reason, str) else "stop"
+    return _string(reason) or "stop"
 
 
 def without_reasoning(text: str) -> str:
@@ -215,7 +215,7 @@ def without_reasoning(text: str) -> str:
 def _text(content: Any) -> str:
     if isinstance(content, list):
         content = "".join(_string(_dict(part).get("text")) or "" for part in content)
-    return content if isinstance(content, str) else ""
+    return _string(content) or ""
 
 
 def _dict(value: Any) -> Mapping[str, Any]:
@@ -223,11 +223,13 @@ def _dict(value: Any) -> Mapping[str, Any]:
 
 
 def _string(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
+    """Text without what JSON can say and UTF-8 cannot (half a surrogate pair)."""
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else None
 
 
 def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    number = isinstance(value, int) and not isinstance(value, bool)
+    return value if number and value >= 0 else None
 
 
 # ------------------------------------------------------------------------------------- errors
@@ -241,7 +243,7 @@ def explain(content: bytes) -> tuple[str, str]:
     """
     try:
         body = json.loads(content)
-    except ValueError:  # also bytes that are no text
+    except (ValueError, RecursionError):  # also bytes that are no text
         return _line(_page(content.decode("utf-8", "replace"))), ""
     if not isinstance(body, dict):
         return _line(body if isinstance(body, str) else json.dumps(body)), ""
@@ -260,7 +262,7 @@ def hidden_status(body: Any) -> int | None:
     if not isinstance(body, dict) or not body.get("error") or body.get("choices"):
         return None
     code = _dict(body["error"]).get("code")
-    code = int(code) if isinstance(code, str) and code.isdigit() else code
+    code = int(code) if isinstance(code, str) and code.isdecimal() else code
     return code if isinstance(code, int) and 400 <= code < 600 else 500
 
 

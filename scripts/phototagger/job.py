@@ -29,7 +29,7 @@ _INTERVAL = 1.0
 
 @dataclass
 class Stats:
-    """Counts of one job; `computed` + `cached` + `problems` add up to `photos` when it is done."""
+    """Counts of one job; the four after `photos` add up to it when it is done."""
 
     photos: int = 0  # photos the job is responsible for
     computed: int = 0  # decoded, embedded, written ...: the expensive thing was done

@@ -106,7 +106,9 @@ def _get(http: "httpx.Client", url: str) -> "httpx.Response | Look":
         return Look(reason=f"{url} does not answer")
     except httpx.RemoteProtocolError as error:
         return Look(reason=f"{url} does not speak HTTP ({error})")
-    except httpx.TransportError as error:
+    except httpx.InvalidURL as error:
+        return Look(reason=f"{url}: {error}", final=True)
+    except httpx.HTTPError as error:
         return Look(reason=f"{url}: {error}")
 
 

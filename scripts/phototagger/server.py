@@ -113,9 +113,20 @@ def stop_idle(servers: Servers) -> list[str]:
     """
     try:
         folder = _run_dir(servers, create=False)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted(state.slug for state in _stop_unused(folder))
+
+
+def make_way(servers: Servers) -> None:
+    """`stop_idle` for those who need not know, nor fail, if it does not work."""
+    try:
+        stopped = stop_idle(servers)
+    except (UserError, OSError) as error:
+        logging.warning("idle model servers were left running: %s", error)
+    else:
+        if stopped:
+            logging.info("stopped: %s", ", ".join(stopped))
 
 
 # ---------------------------------------------------------------------------- somebody else's
@@ -263,7 +274,8 @@ def _join_or_start(launch: _Launch) -> tuple[Served, IO[bytes] | None]:
             _clear(files, state)
             state = None
         if state is None:
-            found = _start(launch)
+            with take(launch.folder / f"{_host()}.start", fcntl.LOCK_EX):  # two want one port
+                found = _start(launch)
             if isinstance(found, Served):
                 return found, None
             state = found
@@ -313,6 +325,7 @@ def _spawn(order: Order) -> "subprocess.Popen[bytes]":
     log.parent.mkdir(parents=True, exist_ok=True)
     scripts = str(Path(__file__).parents[1])
     path = os.pathsep.join(filter(None, [scripts, os.environ.get("PYTHONPATH")]))
+    log.write_bytes(b"")  # of the last start
     with log.open("ab") as output:
         supervisor = subprocess.Popen(
             [sys.executable, "-m", "phototagger.supervisor"],

@@ -142,6 +142,30 @@ def adhoc(backend: str, base_url: str, model: str | None) -> Setup:
     return replace(setup, digest=shaping_digest(shaping))
 
 
+def check_url(url: str) -> None:
+    """Raise UserError for what is not the base URL of a server."""
+    try:
+        parts = urlsplit(url)
+        port_is_one = parts.port is None or parts.port > 0
+    except ValueError:
+        raise _bad_url(url, "is no URL") from None
+    if "@" in parts.netloc:  # and it would be remembered
+        raise _bad_url(url, "had a name or password in it; that is for --api-key-env")
+    if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_one:
+        raise _bad_url(url, "is no URL of a server")
+    if parts.query or parts.fragment:
+        raise _bad_url(url, "goes on after its path")
+    if not parts.path.strip("/"):
+        raise _bad_url(url, "has no path, mostly /v1")
+
+
+def _bad_url(url: str, why: str) -> UserError:
+    shown = re.sub(r"//[^/]*@", "//", url).partition("?")[0]  # no password, no key
+    return UserError(
+        f"servers.base_url (--base-url): {shown} {why}; write it as http://127.0.0.1:8000/v1"
+    )
+
+
 def _suffix(model: str | None) -> str:
     """The model's name as a part of a file name; names that would fall together are told apart."""
     if not model:

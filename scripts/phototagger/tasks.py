@@ -18,6 +18,7 @@ from phototagger.prompts import FIELDS, Profile, Prompt
 from phototagger.setups import ImageLimits, Setup
 
 PATH = Path("results/plan/describe.json")
+VERDICTS = Path("results/plan/preflight")  # on servers, of this run; removed when one begins
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ def plan_tasks(
 
     Raises UserError for unknown setups, roles and profiles, and for settings that contradict.
     """
+    for url in servers.base_url:
+        setups.check_url(url)
     chosen = choose_setups(describe, servers)
     if not chosen:
         return {}
@@ -149,12 +152,12 @@ def sha256_json(value: Any) -> str:
 def _prompt(profile: Profile, name: str, describe: Describe) -> Prompt:
     """A field's prompt with what the configuration says otherwise."""
     prompt = profile.prompts[name]
-    given = {
-        "max_tokens": describe.max_new_tokens,
-        "temperature": describe.temperature,
-        "top_p": describe.top_p,
-    }
-    given = {key: value for key, value in given.items() if value is not None}
+    given: dict[str, float] = {}
+    if describe.max_new_tokens is not None:
+        given["max_tokens"] = describe.max_new_tokens
+    for key in ("temperature", "top_p"):
+        if (value := getattr(describe, key)) is not None:
+            given[key] = float(value)  # 0 and 0.0 are one question
     return prompts.limit(replace(prompt, **given), describe.max_keywords)
 
 
@@ -164,26 +167,18 @@ def _adhoc(describe: Describe, servers: Servers, model: str | None) -> Setup:
 
 def _only_model(servers: Servers) -> str:
     """The model that a server lists, if it is the only one."""
-    import os
+    from phototagger import probe
+    from phototagger.chat import api_key_of
 
-    import httpx
-
-    url = f"{servers.base_url[0].rstrip('/')}/models"
-    key = os.environ.get(servers.api_key_env or "")
-    try:
-        answer = httpx.get(
-            url, headers={"Authorization": f"Bearer {key}"} if key else {}, timeout=10
-        )
-        names = [entry["id"] for entry in answer.raise_for_status().json()["data"]]
-    except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+    url = servers.base_url[0]
+    with probe.client(url, api_key_of(servers)) as http:
+        seen = probe.look(http, url, None)
+    if not seen.models:
         raise UserError(
-            f"servers.base_url: {url} does not say which model it serves ({error}); start the "
+            f"servers.base_url: it does not say which model it serves: {seen.reason}; start the "
             "server, or name the model with describe.model"
-        ) from error
-    if len(names) != 1:
-        listed = ", ".join(sorted(names)) or "none"
-        raise UserError(f"describe.model: {url} serves {listed}; name one of them")
-    return names[0]
+        )
+    return probe.choose(seen.models, None, url)["id"]
 
 
 def _check_order(tasks: Tasks) -> None:

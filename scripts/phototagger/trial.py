@@ -284,6 +284,8 @@ def draft(wanted: Wanted) -> dict[str, Any]:
         )
     if not command and not wanted.base_url:
         raise UserError("--command or --base-url: say how it is started, or where it runs")
+    if wanted.base_url:
+        setups.check_url(wanted.base_url)
     weights = _weights(wanted.command)
     entry = {
         "schema_version": setups.SCHEMA_VERSION,
@@ -309,7 +311,7 @@ def draft(wanted: Wanted) -> dict[str, Any]:
             "health": wanted.health,
             "start_timeout_s": wanted.start_timeout,
             "gpus": wanted.gpus,
-            "flags": _flags(command) if command else {},
+            "flags": setups.command_flags(command) if command else {},
             "chat_template": wanted.chat_template,
         },
         "request": {
@@ -359,7 +361,7 @@ def verified(
     }
     describe = config.describe
     given = {
-        "command": tagger_command,
+        "command": tagger_command and _portable(tagger_command),
         "max_new_tokens": describe.max_new_tokens,
         "temperature": describe.temperature,
         "top_p": describe.top_p,
@@ -369,7 +371,7 @@ def verified(
         "tagger": {**entry["tagger"], **given},
         "verification": {
             "status": "failed" if trial.failure else "success",
-            "failure_reason": trial.failure,
+            "failure_reason": trial.failure and _portable(trial.failure.partition("; the last")[0]),
             "date_utc": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             "git_commit": commit,
             "images_processed": trial.photos if trial.requests else 0,
@@ -409,11 +411,6 @@ def _untried() -> dict[str, Any]:
             "concurrency": None,
         },
     }
-
-
-def _flags(command: commandline.Command) -> dict[str, Any]:
-    elsewhere = (*commandline.HOST, *commandline.PORT, *commandline.SERVED, "model", "model-path")
-    return {name: value for name, value in command.options().items() if name not in elsewhere}
 
 
 def _local_url(host: str, port: int | None) -> str:
@@ -488,7 +485,7 @@ def _portable(value: Any) -> Any:
         return [_portable(item) for item in value]
     if not isinstance(value, str):
         return value
-    for folder, name in ((default_models_dir(), "$PHOTO_TAGGER_MODELS"), (Path.home(), "~")):
-        if Path(value).is_relative_to(folder):
-            return str(Path(name) / Path(value).relative_to(folder))
+    names = {default_models_dir(): "$PHOTO_TAGGER_MODELS", Path.cwd(): ".", Path.home(): "~"}
+    for folder, name in names.items():
+        value = re.sub(rf"(?<![\w.]){re.escape(str(folder))}(?=/|\W|$)", lambda _, n=name: n, value)
     return value

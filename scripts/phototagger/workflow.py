@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from phototagger import CLONE, names, plan
+from phototagger.answers import words_digest
 from phototagger.codedigest import rule_digest
 from phototagger.config import Config, load, merge
 from phototagger.errors import UserError, one_of
@@ -24,12 +25,12 @@ from phototagger.labels import load_pack
 from phototagger.machine import Machine
 from phototagger.models import card, default_models_dir, weights_digest
 from phototagger.prompts import FIELDS
+from phototagger.server import make_way
 from phototagger.tasks import PATH as TASKS
-from phototagger.tasks import Task, plan_tasks, quoted, sha256_json
+from phototagger.tasks import VERDICTS, Task, plan_tasks, quoted, sha256_json
 
 PLAN = Path("results/plan")
 INDEX = PLAN / "index.json"
-VERDICTS = PLAN / "preflight"  # on model servers, kept by the jobs of one run
 FROZEN = PLAN / "config.json"
 AUDIT = Path("results/audit/config.json")
 OVERRIDES = "PHOTO_TAGGER_OVERRIDES"  # environment: the command line's layer, as a JSON file
@@ -40,8 +41,7 @@ REPORT = [
     for name in ("report.html.jinja", "base.html.jinja", "tile.html.jinja", "page.css", "filter.js")
 ]
 RECORD_SCHEMA = CLONE / "config/schema/record.schema.json"
-WORDS = sorted((CLONE / "config/words").glob("*.txt"))
-DATA = {"report": REPORT, "check": [RECORD_SCHEMA], "describe": WORDS}
+DATA = {"report": REPORT, "check": [RECORD_SCHEMA]}
 
 
 @dataclass(frozen=True)
@@ -116,12 +116,26 @@ class Run:
         """Digests of params that depend on wildcards, by rule (see `settings`)."""
         return {"describe": sha256_json(self.facts["setups"])}
 
+    @cached_property
+    def words(self) -> str:
+        """Digest of the word lists by which answers are judged and keywords cleaned."""
+        return words_digest()
+
     # ---------------------------------------------------------------------------------- resources
 
     def scaled(self, base: int, per_photo: float) -> int:
         """What a job on the largest shard there is may take: megabytes, or minutes."""
         largest = max((shard.photos for shard in self.shards), default=0)
         return int(base + per_photo * largest)
+
+    def begin(self) -> None:
+        """Forget what the last run found out about model servers."""
+        shutil.rmtree(VERDICTS, ignore_errors=True)
+
+    def end(self) -> None:
+        """Stop the model servers that nobody uses."""
+        if self.tasks:
+            make_way(self.config.servers)
 
     def freeze(self) -> None:
         """Leave the configuration where it says what made the results; a dry run does not."""
@@ -160,7 +174,6 @@ def prepare(overrides: Mapping[str, Any], main: bool) -> Run:
     tasks = plan_tasks(config.describe, config.servers, _vocabulary(config.describe.vocabulary))
     content = {slug: task.as_dict() for slug, task in tasks.items()}
     write_if_changed(TASKS, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    shutil.rmtree(VERDICTS, ignore_errors=True)
     options = plan.ScanOptions(
         config.photos.extensions,
         config.photos.recursive,

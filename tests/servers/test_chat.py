@@ -232,7 +232,7 @@ def test_api_key_is_sent_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> Non
     assert api_key_of(servers) == KEY
     assert api_key_of(Servers()) is None
     monkeypatch.delenv("THE_KEY")
-    with pytest.raises(UserError, match="THE_KEY"):
+    with pytest.raises(UserError, match="no environment variable of that name is set"):
         api_key_of(servers)
     assert ask_one(FaultServer(api_key=KEY), client={"key": KEY}).text
     with pytest.raises(UserError) as error:

@@ -75,15 +75,15 @@ def library(settings: dict[str, str], tmp_path: Path, tiny_vlm: Path) -> Iterato
     )
     write_profile(library)
     yield library
-    assert left_over(tmp_path / "run") == []
+    assert left_over(tiny_vlm) == []
 
 
-def left_over(run_dir: Path, patience: float = 5) -> list[str]:
-    """Command lines of processes that belong to a server of this folder."""
+def left_over(models: Path, patience: float = 5) -> list[str]:
+    """Command lines of processes that use these models."""
     deadline = time.monotonic() + patience
     while True:
         found = [" ".join(p.info["cmdline"] or ()) for p in psutil.process_iter(["cmdline"])]
-        found = [line for line in found if str(run_dir) in line or "tiny_server" in line]
+        found = [line for line in found if str(models) in line]
         if not found or time.monotonic() > deadline:
             return found
         time.sleep(0.1)

@@ -331,6 +331,47 @@ def test_a_cured_repetition_is_no_problem(cache: Path):
 
     found = run(Script(answer), cache, [row(str(n)) for n in range(30)])
     assert {p[0].status for p in found.answers} == {"done"}
+    assert {p[0].attempts for p in found.answers} == {2}
+    assert {p[0].completion_tokens for p in found.answers} == {40}
+
+
+def test_a_description_quotes_the_caption_that_stays(cache: Path):
+    script = Script()
+    seen: Counter[str] = Counter()
+
+    def answer(question: Question) -> Reply:
+        caption = field_of(question) == "caption"
+        seen[question.image] += caption
+        return GOOD if caption and seen[question.image] == 1 else good(question)
+
+    script.answer = answer
+    found = run(script, cache, [row(str(n)) for n in range(30)])
+    kept = {(cache / p[2].request[:2] / f"{p[2].request}.json").read_text() for p in found.answers}
+    assert len(kept) == 30
+    assert not any("Two children run" in text for text in kept)
+
+
+def test_a_copy_that_can_be_read_is_asked_about(cache: Path):
+    def picture(row: dict) -> bytes:
+        if "copy" not in row["rel_path"]:
+            raise PhotoProblem("missing", "the file does not exist")
+        return b"picture"
+
+    script = Script()
+    asker = Asker(task(), Replies(cache), picture, script.connect, image_recipe="1", workers=2)
+    found = asyncio.run(asker.ask([row("a"), row("a=copy")], {})).answers
+    assert {a.status for a in found[1]} == {"done"}
+
+
+def test_half_a_character_does_not_end_the_job(cache: Path):
+    odd = reply('{"caption": "A boat \\ud83d on the lake at dusk."}')
+    assert one(run(Script(scripted(odd)), cache, [row("a")])).status == "done"
+
+
+def test_an_empty_text_is_never_an_answer(cache: Path):
+    empty = reply('{"caption": ""}')
+    found = run(Script(scripted(empty, empty)), cache, [row("a")], reject=())
+    assert one(found).kind == "answer_empty"
 
 
 def test_a_damaged_reply_is_asked_for_again(cache: Path):

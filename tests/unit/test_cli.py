@@ -553,7 +553,7 @@ def test_only_options_must_not_be_idle(registry):
 )
 def test_no_url_of_a_server(url):
     with pytest.raises(UserError, match=r"--base-url\): ") as raised:
-        describing.check_url(url)
+        setups.check_url(url)
     assert "write it as http" in str(raised.value)
     assert "swordfish" not in str(raised.value)
 

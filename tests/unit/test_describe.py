@@ -152,9 +152,14 @@ def test_a_server_that_is_away_is_one_clear_error(shard: Callable[[FaultServer],
     assert not (photos.work / "described.jsonl").exists()
 
 
-def test_failed_fields_are_lines_and_the_photo_a_problem(shard: Callable[[FaultServer], Shard]):
+def test_failed_fields_are_lines_and_the_photo_a_problem(
+    shard: Callable[[FaultServer], Shard], caplog: pytest.LogCaptureFixture
+):
     with running(faults={"422": 1.0}) as server:
         lines, stats = shard(server).ask(fields=("caption",))
+        host = server.base_url.split("/")[2]
+    assert not any(host in said["message"] for said in lines)  # results name no host, logs do
+    assert f"0.jpg: caption: {host}" in caplog.text
     assert {(said["status"], said["kind"]) for said in lines} == {("failed", "server_refused")}
     assert (stats.problems, stats.skipped, stats.photos) == (4, 1, 5)
 

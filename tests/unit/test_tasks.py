@@ -86,8 +86,19 @@ def test_a_server_without_a_setup():
 
 
 def test_a_model_that_nobody_named_is_asked_for(monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(UserError, match=r"127\.0\.0\.1:9/v1/models .* start the server"):
+    with pytest.raises(UserError, match=r"127\.0\.0\.1:9/v1/models.* start the server"):
         planned(HERE)
+
+
+def test_nought_is_nought_however_it_is_written(registry: None):
+    recipes = {planned(setup="small", temperature=x, top_p=1)["small"].recipe for x in (0, 0.0)}
+    assert len(recipes) == 1
+
+
+def test_credentials_in_a_url_are_refused():
+    with pytest.raises(UserError) as error:
+        planned(Servers(base_url=("http://me:secret@host:1/v1",)), model="m")
+    assert "secret" not in str(error.value)
 
 
 def test_what_shapes_answers_is_in_the_recipe(registry: None):

@@ -1,10 +1,8 @@
 """Do the settings for captions, keywords and descriptions make sense? Asked before any start."""
 
 import os
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 from phototagger.cli.options import option_name
 from phototagger.config import Config, flatten, merge
@@ -53,8 +51,10 @@ def check(config: Config, layer: Layer) -> None:
     `layer` is what came from the command line, now or remembered: an option that would do nothing
     is an error, a key of the configuration file is not.
     """
+    from phototagger import setups
+
     for url in config.servers.base_url:
-        check_url(url)
+        setups.check_url(url)
     _check_contradictions(config)
     _check_adhoc(config, layer)
     if not is_on(config):
@@ -78,34 +78,10 @@ def check_key(name: str | None, environment: Mapping[str, str] = os.environ) -> 
     )
 
 
-def check_url(url: str) -> None:
-    """Raise UserError for what is not the base URL of a server."""
-    try:
-        parts = urlsplit(url)
-        port_is_one = parts.port is None or parts.port > 0
-    except ValueError:
-        raise _bad_url(url, "is no URL") from None
-    if "@" in parts.netloc:  # and it would be remembered
-        raise _bad_url(url, "had a name or password in it; that is for --api-key-env")
-    if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_one:
-        raise _bad_url(url, "is no URL of a server")
-    if parts.query or parts.fragment:
-        raise _bad_url(url, "goes on after its path")
-    if not parts.path.strip("/"):
-        raise _bad_url(url, "has no path, mostly /v1")
-
-
 def nobody_asked(what: str) -> UserError:
     return UserError(
         f"{what}: no model is asked for anything; name one with --setup (see photo-tagger registry "
         "list), with a role (--caption-role ...), or with --base-url"
-    )
-
-
-def _bad_url(url: str, why: str) -> UserError:
-    shown = re.sub(r"//[^/]*@", "//", url).partition("?")[0]  # no password, no key
-    return UserError(
-        f"servers.base_url (--base-url): {shown} {why}; write it as http://127.0.0.1:8000/v1"
     )
 
 
