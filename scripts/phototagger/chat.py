@@ -385,11 +385,20 @@ class ChatClient:
         self._refusals += 1
         hopeless = kind == "server_failed" or not self.counts.answered
         if self._refusals >= HOPELESS and hopeless:
-            return self._stop(f"{self._refusals} questions in a row were not answered: {message}")
+            return self._stop(
+                f"{self._refusals} questions in a row were not answered: {message}{also}; "
+                f"{self._what_to_do(kind)}"
+            )
         said = message
         for endpoint in self._pool.endpoints:
             said = said.replace(_name(endpoint.base_url), "the server")
         return Refused(kind, said, message + also)
+
+    def _what_to_do(self, kind: str) -> str:
+        if kind == "server_refused":
+            return "see what the server says about it in its log; its setup may not fit it"
+        log = f" (log: {self._served.log})" if self._served.log else ""
+        return f"look after the server{log}, or give it more time by servers.timeout"
 
     def _stop(self, message: str) -> UserError:
         """The error that ends this and every other question."""

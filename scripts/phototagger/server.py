@@ -322,10 +322,15 @@ def _start(launch: _Launch) -> State | Served:
 
 def _spawn(order: Order) -> "subprocess.Popen[bytes]":
     log = Path(order.log)
-    log.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_bytes(b"")  # not what the last one printed
+    except OSError as error:
+        raise UserError(
+            f"{log}: the server's log cannot be written ({error.strerror}); make room for it"
+        ) from error
     scripts = str(Path(__file__).parents[1])
     path = os.pathsep.join(filter(None, [scripts, os.environ.get("PYTHONPATH")]))
-    log.write_bytes(b"")  # of the last start
     with log.open("ab") as output:
         supervisor = subprocess.Popen(
             [sys.executable, "-m", "phototagger.supervisor"],
@@ -511,17 +516,27 @@ def _run_dir(servers: Servers, create: bool = True) -> Path:
         folder = Path(runtime) / "photo-tagger"
     else:
         folder = Path(tempfile.gettempdir()) / f"photo-tagger-{os.getuid()}"
-    if create:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir(mode=0o700)
-    found = folder.lstat()
-    safe = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
-    if not safe or found.st_mode & 0o022:
+    try:
+        if create:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir(mode=0o700)
+        found = folder.lstat()
+        safe = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+        if not safe or found.st_mode & 0o022:
+            raise UserError(
+                f"{folder}: has to be a folder of yours that nobody else can write to; "
+                "remove it, or name another by servers.run_dir"
+            )
+        if create:
+            (folder / ".writable").touch()
+    except OSError as error:
+        if not create:
+            raise
         raise UserError(
-            f"{folder}: has to be a folder of yours that nobody else can write to; "
-            "remove it, or name another by servers.run_dir"
-        )
+            f"{folder}: locks cannot be kept there ({error.strerror}); name another folder by "
+            "servers.run_dir"
+        ) from error
     return folder
 
 

@@ -151,8 +151,8 @@ def main() -> int:
             process_group=0,
             preexec_fn=_end_with_parent,
         )
-    except OSError as error:
-        _say(f"{order.argv[0]} cannot be run: {error.strerror}")
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the command
+        _say(f"{order.argv[0]} cannot be run: {getattr(error, 'strerror', None) or error}")
         return CANNOT_RUN
     us, group = processes.identify(os.getpid()), processes.identify(server.pid)
     try:

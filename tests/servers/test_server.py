@@ -524,9 +524,17 @@ def test_needs_a_shell(tiny_setup: Setup, servers: Servers, log: Path):
     assert "needs a shell" in message
 
 
+def test_a_run_dir_that_cannot_be_one(tiny_setup: Setup, servers: Servers, log: Path):
+    file = log.parent.parent / "file"
+    file.write_text("")
+    message = refuse(tiny_setup, replace(servers, run_dir=str(file / "run")), log)
+    assert "servers.run_dir" in message
+    assert stop_idle(replace(servers, run_dir=str(file / "run"))) == []
+
+
 def test_missing_key(tiny_setup: Setup, servers: Servers, log: Path):
     message = refuse(tiny_setup, replace(servers, api_key_env="NO_SUCH_KEY"), log)
-    assert "NO_SUCH_KEY is not set" in message
+    assert "no environment variable of that name is set" in message
 
 
 def test_key_is_used_and_not_shown(

@@ -57,7 +57,7 @@ def describe(group: list[Failure]) -> str:
     elif first.shard:
         where += f", shard {first.shard}"
     setups = sorted({failure.setup for failure in group if failure.setup})
-    if setups:
+    if setups and not first.cause.startswith(f"{setups[0]}: "):
         where += f", {' and '.join(setups)}"
     log = "" if not first.log else f" ({'log' if len(group) == 1 else 'first log'}: {first.log})"
     cause, _, quoted = first.cause.partition("\n")
