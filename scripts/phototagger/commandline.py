@@ -7,6 +7,7 @@ substitutions, globs) is refused. Quoting follows POSIX, Shell Command Language,
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,9 @@ from phototagger.errors import UserError
 PORT = ("port", "server-port")
 HOST = ("host", "server-name")
 SERVED = ("served-model-name", "alias", "model-name")  # vLLM and SGLang, llama.cpp, LMDeploy
+SECRETS = ("api-key", "api-keys", "admin-api-key", "token", "hf-token", "hft", "password")
+_SECRET_NAME = re.compile(r"(API_?KEY|TOKEN|PASSWORD|SECRET)$", re.I)
+_CONTROL = re.compile(r"[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # tab separates words
 _SHORT = {"a": "alias", "m": "model"}  # llama.cpp's -a and -m
 _PROGRAMS = {"llama-server", "lmdeploy", "ollama", "sglang", "transformers", "vllm"}
 _OLLAMA_HOST = "OLLAMA_HOST"
@@ -88,6 +92,25 @@ class Command:
             told = told[0]
         return None if told is None or told is True else str(told)
 
+    def secrets(self) -> list[str]:
+        """Options and variables that hold a key or password itself, not `$NAME` for it."""
+        found = [
+            name
+            for name, value in self.env.items()
+            if _SECRET_NAME.search(name) and _is_literal(value)
+        ]
+        option = None
+        for word in self.argv:
+            if _is_option(word):
+                option, _, value = word.partition("=")
+                name = option.lstrip("-").lower().replace("_", "-")
+                option = option if name in SECRETS else None
+            else:
+                value = word
+            if option and _is_literal(value):
+                found.append(option)
+        return list(dict.fromkeys(found))
+
     def _option(self, names: Sequence[str]) -> Any:
         options = self.options()
         return next((options[name] for name in names if name in options), None)
@@ -123,7 +146,8 @@ def parse(line: str, variables: Mapping[str, str] | None = None) -> Command:
     PHOTO_TAGGER_MODELS); with None they stay as they are, so that the result is the same on every
     machine. A value is never split into words.
 
-    Raises UserError for what needs a shell, for an open quote and for a variable without a value.
+    Raises UserError for what needs a shell, for an open quote, for control characters and for a
+    variable without a value.
     """
     tokens = _Lexer(line, variables).tokens()
     background = bool(tokens) and tokens[-1] == (True, "&")
@@ -191,9 +215,15 @@ def _value(words: list[str]) -> Any:
 
 def _literal(word: str) -> Any:
     try:
-        return json.loads(word)
+        value = json.loads(word)
     except ValueError:
         return word
+    # NaN and 1e999 are names and words; as numbers they could not be written in JSON.
+    return word if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _is_literal(value: str) -> bool:
+    return bool(value) and not _VARIABLE.fullmatch(value)
 
 
 def _redirections(
@@ -238,6 +268,10 @@ class _Lexer:
         """Pairs of (is an operator, text)."""
         if "\n" in self.line or "\r" in self.line:
             raise UserError(f"command: {self.line!r} has several lines; write it on one")
+        if control := _CONTROL.search(self.line):
+            raise UserError(
+                f"command: {self.line!r} has a control character ({control.group()!r}); remove it"
+            )
         found = []
         while self.at < len(self.line):
             if self.line[self.at] in " \t":

@@ -5,11 +5,17 @@ entry: entries are written once and never edited. Two are searched: `registry` o
 (or another one that is named), then that of the clone. Keys: registry/setup.schema.json.
 """
 
+import errno
+import fcntl
 import hashlib
 import json
+import logging
+import math
 import os
 import re
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -19,7 +25,7 @@ from urllib.parse import urlsplit
 
 from phototagger import CLONE, commandline
 from phototagger.errors import UserError, one_of
-from phototagger.files import write_atomic, write_if_changed
+from phototagger.files import write_if_changed
 from phototagger.models import default_models_dir
 
 REGISTRY = CLONE / "registry"
@@ -28,9 +34,19 @@ SCHEMA = REGISTRY / "setup.schema.json"
 SCHEMA_VERSION = "2.0"
 BACKENDS = ("openai", "vllm", "lmdeploy", "sglang", "llama.cpp", "ollama")
 STAGES = ("caption", "keywords", "description")
+MAX_SLUG = 100  # characters
 _ENV_OF_PLACE = ("OLLAMA_HOST", "CUDA_VISIBLE_DEVICES")
+_SLUG = re.compile(r"(?!adhoc-)[a-z0-9][a-z0-9._-]*")
+_PASSWORD = re.compile(r"//[^/\s]*@")
+# Keys of a request that the tagger fills in (dialects.py): a value in extra_body would be sent
+# instead of the one that answers are recorded with. Those of _OPTIONAL may be taken out with null.
+_OPTIONAL = {"temperature", "top_p", "seed"}
+_TAKEN = _OPTIONAL | {"model", "messages", "stream", "max_tokens", "max_completion_tokens"}
+_TAKEN |= {"response_format", "guided_json", "format", "num_predict"}
 
 Entry = Mapping[str, Any]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -91,9 +107,22 @@ def load(slug: str, own: Path | None = None) -> Setup:
 
 
 def list_setups(test: bool = False, own: Path | None = None) -> list[Setup]:
-    """All setups by slug; those for tests only if asked for. Raises UserError as `load`."""
-    setups = [_load(path) for _, path in entry_files(own)]
+    """All usable setups by slug; those for tests only if asked for. The others are logged."""
+    setups, problems = survey(own)
+    for problem in problems:
+        log.warning("left out: %s", problem)
     return [setup for setup in setups if test or setup.purpose != "test"]
+
+
+def survey(own: Path | None = None) -> tuple[list[Setup], list[str]]:
+    """All usable setups by slug, and a line for each entry that `load` would refuse."""
+    setups, problems = [], []
+    for _, path in entry_files(own):
+        try:
+            setups.append(_load(path))
+        except UserError as error:
+            problems.append(str(error))
+    return setups, list(dict.fromkeys(problems))  # a broken index is one problem, not one per entry
 
 
 def select(role: str, own: Path | None = None) -> Setup:
@@ -144,26 +173,37 @@ def adhoc(backend: str, base_url: str, model: str | None) -> Setup:
 
 def check_url(url: str) -> None:
     """Raise UserError for what is not the base URL of a server."""
+    if problem := _url_problem(url):
+        raise UserError(f"servers.base_url (--base-url): {problem}")
+
+
+def _url_problem(url: str) -> str | None:
+    """What is wrong with a base URL, and how one is written; None if nothing is."""
+    why = _why_no_url(url)
+    if why is None:
+        return None
+    shown = _PASSWORD.sub("//", url).partition("?")[0]  # no password, no key
+    shown = shown if shown.isprintable() else repr(shown)
+    return f"{shown} {why}; write it as http://127.0.0.1:8000/v1"
+
+
+def _why_no_url(url: str) -> str | None:
     try:
         parts = urlsplit(url)
         port_is_one = parts.port is None or parts.port > 0
     except ValueError:
-        raise _bad_url(url, "is no URL") from None
+        return "is no URL"
     if "@" in parts.netloc:  # and it would be remembered
-        raise _bad_url(url, "had a name or password in it; that is for --api-key-env")
+        return "had a name or password in it; that is for --api-key-env"
+    if not url.isprintable():  # urlsplit drops line breaks
+        return "is no URL"
     if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_one:
-        raise _bad_url(url, "is no URL of a server")
+        return "is no URL of a server"
     if parts.query or parts.fragment:
-        raise _bad_url(url, "goes on after its path")
+        return "goes on after its path"
     if not parts.path.strip("/"):
-        raise _bad_url(url, "has no path, mostly /v1")
-
-
-def _bad_url(url: str, why: str) -> UserError:
-    shown = re.sub(r"//[^/]*@", "//", url).partition("?")[0]  # no password, no key
-    return UserError(
-        f"servers.base_url (--base-url): {shown} {why}; write it as http://127.0.0.1:8000/v1"
-    )
+        return "has no path, mostly /v1"
+    return None
 
 
 def _suffix(model: str | None) -> str:
@@ -179,6 +219,16 @@ def _suffix(model: str | None) -> str:
 def entry_path(folder: Path, slug: str) -> Path:
     """Where an entry lies in a registry."""
     return folder / "entries" / f"{slug}.json"
+
+
+def check_slug(slug: str) -> None:
+    """Raise UserError for what cannot be the name of an entry."""
+    if len(slug) > MAX_SLUG or not _SLUG.fullmatch(slug):
+        shown = slug if len(slug) <= MAX_SLUG else slug[:MAX_SLUG] + " ..."
+        raise UserError(
+            f"slug: {shown!r} cannot be one; write at most {MAX_SLUG} of a-z, 0-9, '.', '_' and "
+            "'-', a letter or digit first and not adhoc-, as in qwen3-vl-8b_vllm"
+        )
 
 
 def from_entry(entry: Entry) -> Setup:
@@ -231,9 +281,14 @@ def entry_files(own: Path | None = None) -> Iterator[tuple[str, Path]]:
     """Slug and file of every entry, by slug; the first registry wins."""
     found: dict[str, Path] = {}
     for folder in folders(own):
-        for path in folder.glob("entries/*.json"):
+        for path in _files(folder):
             found.setdefault(path.stem, path)
     yield from sorted(found.items())
+
+
+def _files(folder: Path) -> list[Path]:
+    """The entries of one registry, by name; hidden files are editors' and file systems' own."""
+    return sorted(path for path in folder.glob("entries/*.json") if path.name[0] != ".")
 
 
 def _load(path: Path) -> Setup:
@@ -287,18 +342,83 @@ def read_index(folder: Path) -> dict[str, dict[str, Any]]:
 def write_entry(entry: Entry, folder: Path) -> Path:
     """Record an entry in a registry: its file, then its element of the index.
 
+    Writers of one registry wait for each other, so that nothing is lost between two of them.
     Raises UserError if an entry of that name exists (entries are never edited) or if something
-    about it is wrong.
+    about it is wrong, OSError if it cannot be written.
     """
+    check_slug(entry["slug"])
     path = entry_path(folder, entry["slug"])
-    if path.exists():
-        raise UserError(f"{path}: exists, and entries are never edited; choose another slug")
-    content = json.dumps(entry, indent=2, ensure_ascii=False) + "\n"
     for problem in content_problems(entry, path):
         raise UserError(problem)
-    write_atomic(path, content)
-    reindex(folder)
+    content = (json.dumps(entry, indent=2, ensure_ascii=False) + "\n").encode()
+    with _locked(folder):
+        check_free(entry["slug"], folder)
+        index = read_index(folder)
+        index[path.stem] = index_element(entry, hashlib.sha256(content).hexdigest())
+        _create(path, content)
+        try:
+            _write_index(folder, index)
+        except OSError:
+            path.unlink()  # made here a moment ago: unlisted, it would be of no use
+            raise
     return path
+
+
+def check_free(slug: str, folder: Path) -> None:
+    """Raise UserError if a registry has, or had, an entry of that name."""
+    path = entry_path(folder, slug)
+    if path.exists():
+        raise _taken(path)
+    if slug in read_index(folder):
+        raise UserError(
+            f"{path}: is missing, though {folder / 'index.json'} lists it; restore it, "
+            f"or choose another name, as {slug}-2"
+        )
+
+
+def _taken(path: Path) -> UserError:
+    return UserError(
+        f"{path}: exists, and entries are never edited; choose another slug, as {path.stem}-2"
+    )
+
+
+def check_writable(folder: Path) -> None:
+    """Raise UserError for a folder in which no entry can be recorded; writes nothing."""
+    entries = folder / "entries"
+    there = next(path for path in (entries, *entries.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"{there}: is no folder; name another one for your registry (--registry)")
+    for path in (there, folder, folder / "index.json", folder / ".lock"):
+        if path.exists() and not os.access(path, os.W_OK):
+            raise UserError(f"{path}: cannot be written; allow it, or name another --registry")
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Be the only one who writes to a registry; the operating system frees it if one dies."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _create(path: Path, content: bytes) -> None:
+    """Write a new file in one step; never an existing one, whoever else is writing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        temporary.write_bytes(content)
+        try:
+            os.link(temporary, path)
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.EOPNOTSUPP):
+                raise
+            with path.open("xb") as file:  # a file system without hard links (exFAT)
+                file.write(content)
+    except FileExistsError:
+        raise _taken(path) from None
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def reindex(folder: Path) -> list[str]:
@@ -306,9 +426,17 @@ def reindex(folder: Path) -> list[str]:
 
     Raises UserError, changing nothing, if a new entry is wrong or a recorded one was altered.
     """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: is no folder; name your registry with --registry")
+    check_writable(folder)
+    with _locked(folder):
+        return _reindex(folder)
+
+
+def _reindex(folder: Path) -> list[str]:
     index = read_index(folder)
     added = []
-    for path in sorted(folder.glob("entries/*.json")):
+    for path in _files(folder):
         problems = list(_entry_problems(path))
         if path.stem in index:
             problems += _digest_problems(path, index)
@@ -317,9 +445,13 @@ def reindex(folder: Path) -> list[str]:
         if path.stem not in index:
             index[path.stem] = index_element(_read_json(path), _sha256(path))
             added.append(path.stem)
+    _write_index(folder, index)
+    return added
+
+
+def _write_index(folder: Path, index: Mapping[str, Any]) -> None:
     text = json.dumps([index[slug] for slug in sorted(index)], indent=2, ensure_ascii=False) + "\n"
     write_if_changed(folder / "index.json", text)
-    return added
 
 
 def _sha256(path: Path) -> str:
@@ -349,7 +481,7 @@ def _folder_problems(folder: Path, paths: bool) -> Iterator[str]:
     except UserError as error:
         yield str(error)
         return
-    files = {path.stem: path for path in sorted(folder.glob("entries/*.json"))}
+    files = {path.stem: path for path in _files(folder)}
     for path in files.values():
         wrong = list(_entry_problems(path))
         yield from wrong or _digest_problems(path, index)
@@ -400,9 +532,23 @@ def _entry_problems(path: Path) -> Iterable[str]:
 
 def content_problems(entry: Any, path: Path) -> list[str]:
     """What is wrong with an entry by itself: schema first, then whether its parts agree."""
-    return list(_schema_problems(entry, path)) or [
-        f"{path}: {problem}" for problem in _disagreements(entry, path.stem)
-    ]
+    endless = [f"{path}: {key}: is not a finite number; write one" for key in _not_finite(entry)]
+    return (
+        endless
+        or list(_schema_problems(entry, path))
+        or [f"{path}: {problem}" for problem in _disagreements(entry, path.stem)]
+    )
+
+
+def _not_finite(value: Any, key: str = "") -> Iterator[str]:
+    """Keys of numbers that JSON cannot hold, though Python reads (1e999) and writes them."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield key or "the entry"
+    parts = value.items() if isinstance(value, Mapping) else ()
+    if isinstance(value, list):
+        parts = enumerate(value)
+    for name, part in parts:
+        yield from _not_finite(part, f"{key}.{name}".lstrip("."))
 
 
 @cache
@@ -422,7 +568,8 @@ def _schema_problems(entry: Any, path: Path) -> Iterator[str]:
             yield f"{path}: {where}: unknown key {unknown[0]!r}; valid are: {valid}"
             continue
         told = error.schema.get("description") if isinstance(error.schema, dict) else None
-        message = error.message if len(error.message) < 200 else error.message[:200] + " ..."
+        message = _PASSWORD.sub("//", error.message)
+        message = message if len(message) < 200 else message[:200] + " ..."
         yield f"{path}: {where}: {message}; {told or 'see registry/setup.schema.json'}"
 
 
@@ -438,12 +585,23 @@ def _disagreements(entry: Entry, stem: str) -> Iterator[str]:
                 f"tagger.models.{stage}: is {tagger['models'][stage]!r}, "
                 f"model.served_model_name is {served!r}; make them equal"
             )
+    yield from _count_problems(entry["verification"])
+    yield from _body_problems(entry["request"]["extra_body"])
+    if wrong := _url_problem(tagger["base_url"]):
+        yield f"tagger.base_url: {wrong}"
+        return
     if server["command"] is None:
         return
     try:
         command = commandline.parse(server["command"])
     except UserError as error:
         yield f"server.{error}"
+        return
+    if secrets := command.secrets():  # first: what disagrees is shown with its value
+        yield (
+            f"server.command: has a secret in {', '.join(secrets)}; "
+            "keep it in the environment and write $NAME_OF_THE_VARIABLE"
+        )
         return
     yield from _address_problems(command, server, tagger)
     named = command.served_name()
@@ -453,6 +611,28 @@ def _disagreements(entry: Entry, stem: str) -> Iterator[str]:
             "make them equal"
         )
     yield from _flag_problems(command, server["flags"])
+
+
+def _count_problems(verification: Entry) -> Iterator[str]:
+    photos = verification["images_processed"]
+    for stage, count in verification["stages"].items():
+        if count > photos:
+            yield (
+                f"verification.stages.{stage}: is {count}, verification.images_processed is "
+                f"{photos}; record what really came back"
+            )
+
+
+def _body_problems(body: Entry) -> Iterator[str]:
+    options = body.get("options")  # Ollama's own API
+    nested = {f"options.{k}": v for k, v in options.items()} if isinstance(options, dict) else {}
+    for key, value in {**body, **nested}.items():
+        name = key.removeprefix("options.")
+        if name in _TAKEN and not (name in _OPTIONAL and value is None):
+            yield (
+                f"request.extra_body.{key}: is set by the tagger itself; remove it "
+                "(tokens, temperature and top_p: settings of `describe` or the prompt profile)"
+            )
 
 
 def command_flags(command: commandline.Command) -> dict[str, Any]:

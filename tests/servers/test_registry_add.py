@@ -250,6 +250,73 @@ def test_what_cannot_be_tried_is_said_and_not_recorded(run: Run, given: tuple, s
     assert not Path("registry").exists()
 
 
+@pytest.mark.parametrize(
+    ("slug", "given", "said"),
+    [
+        ("Not/one", (), "cannot be one"),
+        ("a" * 101, (), "cannot be one"),
+        ("new", ("--base-url", "http://127.0.0.1:99999/v1"), "is no URL"),
+        ("new", ("--base-url", "http://[::1/v1"), "is no URL"),
+        ("new", ("--base-url", "http://me:pw@h/v1"), "name or password"),
+        ("new", ("--base-url", "http://h/v1", "--start-timeout", "inf"), "finite"),
+        ("new", ("--base-url", "http://h/v1", "--extra-body", '{"model": "x"}'), "extra_body"),
+        ("new", ("--command", "vllm serve m --host h --port 1 --api-key sk-1"), "a secret"),
+        ("new", ("--base-url", "http://h/v1", "--notes", "a\nb"), "tagger.command"),
+    ],
+)
+def test_what_cannot_be_an_entry_is_refused_before_the_trial(
+    run: Run, slug: str, given: tuple, said: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(trial, "run", lambda *_: pytest.fail("was tried"))
+    status, _, err = run("add", slug, "--backend", "vllm", "--model", "m", *given)
+    assert status == 2
+    assert said in err
+    assert err.count("\n") == 1
+    assert "pw" not in err
+    assert "sk-1" not in err
+    assert not Path("registry").exists()
+
+
+def test_a_name_whose_file_was_lost_is_refused_before_the_trial(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(trial, "run", lambda *_: pytest.fail("was tried"))
+    Path("registry").mkdir()
+    Path("registry/index.json").write_text('[{"slug": "lost"}]')
+    status, _, err = run("add", "lost", "--like", "tiny-vlm_llama.cpp")
+    assert status == 2
+    assert "is missing, though registry/index.json lists it" in err
+    assert [str(path) for path in Path("registry").rglob("*")] == ["registry/index.json"]
+
+
+@pytest.mark.parametrize("given", [(), ("--registry", "registry/deeper")])
+def test_a_registry_that_is_a_file_is_refused_before_the_trial(
+    run: Run, given: tuple, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(trial, "run", lambda *_: pytest.fail("was tried"))
+    Path("registry").write_text("")
+    status, _, err = run("add", "new", "--like", "tiny-vlm_llama.cpp", *given)
+    assert status == 2
+    assert "registry: is no folder" in err
+    assert err.count("\n") == 1
+
+
+def test_what_was_measured_is_shown_though_it_cannot_be_written(
+    run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(setups, "_create", full)
+    with running(answer=answer) as server:
+        given = ("--base-url", server.base_url, "--backend", "openai", "--model", "tiny-vlm")
+        status, out, err = run("add", "new", *given, "--photos", photos)
+    assert status == 1
+    assert "5/5" in out
+    assert "new: success, but not recorded: [Errno 28] No space left" in err
+    assert err.count("\n") == 1
+
+
 def test_outside_a_clone_nothing_is_recorded(run: Run, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(hostinfo, "git_commit", lambda: None)
     status, _, err = run("add", "new", "--like", "tiny-vlm_llama.cpp")

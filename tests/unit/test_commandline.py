@@ -13,7 +13,7 @@ OLD = (
     "nohup uv run vllm serve ~/weights/Q --served-model-name q --host 0.0.0.0 --port 24001 "
     "--trust-remote-code --max-model-len 4096 > vllm.log 2>&1 &"
 )
-PLAIN = st.text(st.characters(exclude_characters="\n\r\0", codec="utf-8"), max_size=20)
+PLAIN = st.text(st.characters(exclude_categories=["Cc", "Cs"]) | st.just("\t"), max_size=20)
 
 
 def test_an_old_line_is_understood_and_not_executed():
@@ -99,6 +99,9 @@ def test_redirections(redirection, log, stdin):
         ("serve $1", r"\$1"),
         ("serve ~root/x", "~r"),
         ("serve\nrm", "several lines"),
+        ("serve a\0b", "control character"),
+        ("serve '\x1b[2J'", "control character"),
+        ("serve \x85", "control character"),
         ("serve 'open", "not closed"),
         ('serve "open', "not closed"),
         ("serve >", "nothing follows"),
@@ -179,6 +182,31 @@ def test_options_have_the_values_that_a_person_would_write_in_json():
         "np": -1,
         "f": 8,
     }
+
+
+def test_numbers_that_json_does_not_have_are_words():
+    assert parse("serve --a NaN --b 1e999 --c -Infinity").options() == {
+        "a": "NaN",
+        "b": "1e999",
+        "c": True,
+        "Infinity": True,
+    }
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("vllm serve m --api-key sk-1", ["--api-key"]),
+        ("vllm serve m --api_key=sk-1 --token 5", ["--api_key", "--token"]),
+        ("vllm serve m --api-key $A sk-1 --port 1", ["--api-key"]),
+        ("vllm serve m --api-key sk-1 --api-key $A", ["--api-key"]),
+        ("uv run --token t vllm serve m", ["--token"]),
+        ("HF_TOKEN=hf_1 VLLM_API_KEY='x y' vllm serve m", ["HF_TOKEN", "VLLM_API_KEY"]),
+        ("HF_TOKEN=$T vllm serve m --api-key $A --hf-token=${B} --max-num-batched-tokens 9", []),
+    ],
+)
+def test_secrets_in_a_command_are_found(line, found):
+    assert parse(line).secrets() == found
 
 
 def test_a_command_needs_no_more_than_its_words():

@@ -70,6 +70,27 @@ def test_list_as_json_is_for_a_role_in_order_of_priority(run):
     assert json.loads(run("list", "--role", "nobody", "--json")[1]) == []
 
 
+def test_list_shows_what_can_be_used_and_names_the_rest(run, own):
+    setups.write_entry(verified("good_vllm"), own)
+    rewrite(own, changed(verified(OWN), tagger__base_url="http://127.0.0.1:99999/v1"))
+    setups.entry_path(own, "torn_vllm").write_text("{")
+    status, out, errors = run("list")
+    assert status == 0
+    assert "good_vllm" in out
+    assert MIGRATED in out
+    assert OWN not in out
+    assert len(errors) == 2
+    assert re.search(rf"left out: .*{OWN}\.json: tagger\.base_url: .* is no URL", errors[0])
+    assert re.search(r"left out: .*torn_vllm\.json: cannot be read", errors[1])
+    assert run("select", "--role", "caption")[:2] == (0, "good_vllm\n")
+
+
+def test_list_of_a_role_that_nobody_has(run):
+    status, out, _ = run("list", "--role", "narration")
+    assert status == 0
+    assert out == "no setup has the role 'narration'; there are: caption, description, keywords\n"
+
+
 def test_list_registry_is_the_same_as_registry_list(run, capsys):
     wanted = run("list", "--json")[1]
     with pytest.raises(SystemExit):
@@ -171,6 +192,68 @@ WRONG = {  # what is changed: (key that is named, cause or way out)
         "10.0.0.1 is not where the server listens",
     ),
     "url": ({"tagger__base_url": "http://127.0.0.1:24002"}, "tagger.base_url", "ends in /v1"),
+    "port that cannot be": (
+        {"tagger__base_url": "http://127.0.0.1:99999/v1"},
+        "tagger.base_url",
+        "127.0.0.1:99999/v1 is no URL; write it as",
+    ),
+    "IPv6 address": ({"tagger__base_url": "http://[::1/v1"}, "tagger.base_url", "is no URL"),
+    "password": (
+        {"tagger__base_url": "http://me:pw@127.0.0.1:24002/v1"},
+        "tagger.base_url",
+        "http://127.0.0.1:24002/v1 had a name or password",
+    ),
+    "password in no base URL": (
+        {"tagger__base_url": "http://me:pw@127.0.0.1:24002"},
+        "tagger.base_url",
+        "'http://127.0.0.1:24002' does not match",
+    ),
+    "line break in the URL": (
+        {"tagger__base_url": "http://127.0.0.1:24002/v1\n"},
+        "tagger.base_url",
+        "is no URL",
+    ),
+    "endless number": (
+        {"server__start_timeout_s": float("inf")},
+        "server.start_timeout_s",
+        "is not a finite number",
+    ),
+    "no number": (
+        {"request__extra_body": {"penalties": [float("nan")]}},
+        "request.extra_body.penalties.0",
+        "is not a finite number",
+    ),
+    "more answers than photos": (
+        {"verification__stages__keywords": 4},
+        "verification.stages.keywords",
+        "is 4, verification.images_processed is 3",
+    ),
+    "seed in the body": (
+        {"request__extra_body": {"seed": 1}},
+        "request.extra_body.seed",
+        "is set by the tagger itself; remove it",
+    ),
+    "model taken out of the body": (
+        {"request__extra_body": {"model": None}},
+        "request.extra_body.model",
+        "remove it",
+    ),
+    "Ollama's tokens": (
+        {"request__extra_body": {"options": {"num_ctx": 8192, "num_predict": 5}}},
+        "request.extra_body.options.num_predict",
+        "remove it",
+    ),
+    "secret": (
+        {"server__command": "vllm serve x --api-key sk-secret"},
+        "server.command",
+        "has a secret in --api-key; keep it in the environment",
+    ),
+    "control character": (
+        {"server__command": "vllm serve x\0y"},
+        "server.command",
+        "does not match.*without control characters",
+    ),
+    "line break at the end": ({"server__command": "vllm\n"}, "server.command", "does not match"),
     "model of a stage": (
         {"tagger__models__keywords": "x"},
         "tagger.models.keywords",
@@ -226,6 +309,18 @@ def test_a_wrong_entry_gives_one_line_with_file_key_and_cause(what, run, own):
     status, _, errors = run("validate")
     assert status == 1
     assert_one(errors, rf"^registry/entries/{OWN}\.json: {key}.*{cause}")
+    assert not re.search("pw|sk-secret", errors[0])
+    refused = run("show", OWN)
+    assert (refused[0], refused[2][0].partition("json: ")[2]) == (
+        2,
+        errors[0].partition("json: ")[2],
+    )
+
+
+def test_what_may_stand_in_the_body(run, own):
+    body = {"temperature": None, "seed": None, "top_k": 1, "options": {"num_ctx": 8192}}
+    setups.write_entry(verified("body_vllm", request__extra_body=body), own)
+    assert run("validate")[0] == 0
 
 
 def assert_one(errors: list[str], pattern: str) -> None:

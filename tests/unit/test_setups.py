@@ -1,5 +1,7 @@
 import copy
+import errno
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -292,6 +294,130 @@ def test_the_index_can_be_made_again_from_the_entries(tmp_path):
         copied.write_bytes(path.read_bytes())
     setups.reindex(tmp_path)
     assert (tmp_path / "index.json").read_bytes() == (setups.REGISTRY / "index.json").read_bytes()
+
+
+WRITER = """
+import json, sys
+from pathlib import Path
+from phototagger import setups
+from phototagger.errors import UserError
+entry, folder, number = json.load(open(sys.argv[1])), Path(sys.argv[2]), sys.argv[3]
+setups.content_problems(entry, Path("x.json"))  # loads the schema
+print("ready", flush=True)
+sys.stdin.readline()
+for turn in range(5):
+    setups.write_entry(entry | {"slug": f"own-{number}-{turn}"}, folder)
+    try:
+        setups.write_entry(entry | {"slug": f"shared-{turn}", "notes": number}, folder)
+        print("won", turn, flush=True)
+    except UserError as error:
+        assert "never edited" in str(error), error
+"""
+
+
+def test_processes_that_write_at_the_same_time_lose_and_overwrite_nothing(tmp_path):
+    (tmp_path / "entry.json").write_text(json.dumps(verified()))
+    folder = tmp_path / "registry"
+    line = [sys.executable, "-c", WRITER, str(tmp_path / "entry.json"), str(folder)]
+    pipe = subprocess.PIPE
+    writers = [
+        subprocess.Popen([*line, str(n)], stdin=pipe, stdout=pipe, text=True) for n in range(4)
+    ]
+    for writer in writers:
+        assert writer.stdout.readline() == "ready\n"
+    for writer in writers:
+        writer.stdin.write("\n")
+        writer.stdin.flush()
+    told = [writer.communicate(timeout=60)[0] for writer in writers]
+    assert [writer.returncode for writer in writers] == [0] * 4
+    won = {line: str(n) for n, text in enumerate(told) for line in text.splitlines()}
+    assert sum(len(text.splitlines()) for text in told) == len(won) == 5  # one winner each
+    for turn in range(5):
+        assert setups.load(f"shared-{turn}", folder).entry["notes"] == won[f"won {turn}"]
+    assert len(setups.read_index(folder)) == 4 * 5 + 5
+    assert setups.validate(own=folder) == []
+    left = {path.name for path in folder.rglob("*") if path.suffix != ".json"}
+    assert left == {"entries", ".lock"}
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_an_entry_that_appears_while_writing_is_kept(links, own, monkeypatch):
+    if not links:  # as on exFAT
+
+        def link(*_):
+            raise PermissionError(errno.EPERM, "no hard links here")
+
+        monkeypatch.setattr(setups.os, "link", link)
+    path = setups.entry_path(own, "mine_vllm")
+    before = path.read_bytes()
+    monkeypatch.setattr(setups, "check_free", lambda *_: None)
+    with pytest.raises(UserError, match="never edited"):
+        setups.write_entry(verified(), own)
+    assert path.read_bytes() == before
+    setups.write_entry(verified("other_vllm"), own)
+    assert setups.load("other_vllm", own).status == "success"
+
+
+def test_without_its_element_of_the_index_no_entry_is_left(own, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(setups, "write_if_changed", full)
+    with pytest.raises(OSError, match="No space left"):
+        setups.write_entry(verified("other_vllm"), own)
+    assert [path.name for path in (own / "entries").iterdir()] == ["mine_vllm.json"]
+
+
+def test_a_name_in_the_index_is_taken_though_its_file_is_gone(own):
+    setups.entry_path(own, "mine_vllm").unlink()
+    before = (own / "index.json").read_bytes()
+    with pytest.raises(UserError, match=r"is missing, though .*index\.json lists it"):
+        setups.write_entry(verified(), own)
+    assert (own / "index.json").read_bytes() == before
+    assert list((own / "entries").iterdir()) == []
+
+
+def test_hidden_files_are_no_entries(own):
+    (own / "entries/._mine_vllm.json").write_bytes(b"\0\5\x16\7")
+    (own / "entries/.json").write_text("{")
+    assert setups.validate(own=own) == []
+    assert setups.reindex(own) == []
+    assert not [slug for slug, _ in setups.entry_files(own) if slug.startswith(".")]
+
+
+def test_a_bad_neighbour_stops_neither_load_nor_select_nor_add(own, caplog):
+    setups.entry_path(own, "bad_vllm").write_text("{")
+    with caplog.at_level(logging.WARNING):
+        assert setups.select("caption", own).slug == "mine_vllm"
+    assert "bad_vllm.json: cannot be read as JSON" in caplog.text
+    assert setups.load("mine_vllm", own).status == "success"
+    setups.write_entry(verified("other_vllm"), own)
+    assert "bad_vllm" not in setups.read_index(own)
+    with pytest.raises(UserError, match=r"bad_vllm\.json"):
+        setups.load("bad_vllm", own)
+
+
+@pytest.mark.parametrize("slug", ["", "Mine", ".x", "../x", "a/b", "x\n", "adhoc-vllm", "a" * 101])
+def test_a_slug_that_cannot_be_one(slug, tmp_path):
+    with pytest.raises(UserError, match=r"slug: .* cannot be one"):
+        setups.write_entry(verified() | {"slug": slug}, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    setups.check_slug("a" * 100)
+
+
+def test_the_length_of_a_slug_is_that_of_the_schema():
+    assert SCHEMA["properties"]["slug"]["maxLength"] == setups.MAX_SLUG
+
+
+def test_a_folder_that_cannot_be_written_is_known_beforehand(tmp_path, monkeypatch):
+    setups.check_writable(tmp_path / "new/registry")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file: is no folder"):
+        setups.check_writable(tmp_path / "file")
+    monkeypatch.setattr(setups.os, "access", lambda *_: False)  # root may write everywhere
+    with pytest.raises(UserError, match="cannot be written; allow it"):
+        setups.check_writable(tmp_path / "new/registry")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_wrong_entry_is_not_written(tmp_path):

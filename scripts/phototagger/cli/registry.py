@@ -47,12 +47,19 @@ def list_(
     """List the setups that can be named in --setup, those with the highest priority first."""
     from phototagger import setups as known
 
-    setups = known.list_setups(test=everything, own=registry)
+    setups, problems = known.survey(registry)
+    for problem in problems:
+        print(f"left out: {' '.join(problem.split())}", file=sys.stderr)
+    setups = [setup for setup in setups if everything or setup.purpose != "test"]
+    roles = sorted({each for setup in setups for each in setup.roles})
     if role is not None:
         setups = [setup for setup in setups if role in setup.roles]
     setups.sort(key=lambda setup: (-_priority(setup, role), setup.slug))
     if as_json:
         print(json.dumps([_summary(setup) for setup in setups], indent=2, ensure_ascii=False))
+        return
+    if role is not None and not setups:
+        print(f"no setup has the role {role!r}; there are: {', '.join(roles) or 'none'}")
         return
     _print_table(setups)
 
@@ -167,7 +174,7 @@ def index(registry: Registry = None) -> None:
     folder = setups.folders(registry)[0]
     try:
         added = setups.reindex(folder)
-    except UserError as error:
+    except (OSError, UserError) as error:
         raise FailedError(str(error)) from error
     print(f"{folder / 'index.json'}: {', '.join(added) or 'nothing'} added")
 

@@ -109,8 +109,11 @@ def add(
     """
     from phototagger import hostinfo, setups, trial
 
+    setups.check_slug(slug)
     folder = setups.folders(registry)[0]
-    _refuse_known(slug, registry)
+    for each in setups.folders(registry):
+        setups.check_free(slug, each)
+    setups.check_writable(folder)
     commit = hostinfo.git_commit()
     if commit is None:
         raise UserError(
@@ -139,15 +142,20 @@ def add(
         entry = trial.draft(wanted)
     if notes is not None:
         entry["notes"] = notes
-    for problem in setups.content_problems(entry, setups.entry_path(folder, slug)):
+    line = shlex.join(["photo-tagger", *sys.argv[1:]])
+    complete = entry | {"tagger": entry["tagger"] | {"command": line}}
+    for problem in setups.content_problems(complete, setups.entry_path(folder, slug)):
         raise UserError(problem)
     config = _config(profile, concurrency, api_key_env)
     setup = setups.from_entry(entry)
     with _samples(photos) as samples:
         result = trial.run(setup, samples, config, _log(slug), limit)
-    line = shlex.join(["photo-tagger", *sys.argv[1:]])
-    path = setups.write_entry(trial.verified(entry, result, config, commit, line), folder)
     _print_table(slug, result)
+    outcome = f"failed ({result.failure})" if result.failure else "success"
+    try:
+        path = setups.write_entry(trial.verified(entry, result, config, commit, line), folder)
+    except (OSError, UserError) as error:
+        raise FailedError(f"{slug}: {outcome}, but not recorded: {error}") from error
     if result.failure:
         raise FailedError(f"{slug}: failed, recorded in {path}: {result.failure}")
     print(f"{slug}: success, recorded in {path}")
@@ -179,18 +187,6 @@ def bench(
 
 
 # ---------------------------------------------------------------------------------------- input
-
-
-def _refuse_known(slug: str, registry: Path | None) -> None:
-    from phototagger import setups
-
-    for folder in setups.folders(registry):
-        path = setups.entry_path(folder, slug)
-        if path.exists():
-            raise UserError(
-                f"{slug}: is recorded in {path}, and entries are never edited; "
-                f"choose another name, as {slug}-2"
-            )
 
 
 def _backend(given: str | None) -> str:
