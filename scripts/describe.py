@@ -8,9 +8,9 @@ cannot be used does.
 
 import json
 import logging
-import os
+import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,10 @@ from phototagger.job import Stats, job
 from phototagger.machine import Machine
 from phototagger.pictures import Pictures
 from phototagger.replies import Replies
+from phototagger.setups import Setup
 from phototagger.tasks import Task
 
+AHEAD_SECONDS = 1200  # a job may go on that long for other shards
 WORKERS = 8  # photos under way beside the requests in flight, so that pictures are ready in time
 
 
@@ -38,12 +40,14 @@ def describe(
     connect: Connect,
     size: int,
     quality: int,
+    ahead: bool = False,
     stats: Stats | None = None,
 ) -> None:
     """Write the answers of a setup for a shard.
 
     `before` are the answers of other setups that the questions quote. `size` and `quality` are
-    those of the thumbnails.
+    those of the thumbnails. With `ahead`, a job that had to ask goes on with other shards for a
+    while, so that two models that share a GPU are not loaded in turns for every shard.
 
     Raises UserError if the server cannot be had or used; what was answered is kept.
     """
@@ -68,7 +72,18 @@ def describe(
         count(stats, answers)
         stats.progress()
 
-    outcome = asyncio.run(asker.ask(good, read_values(before), progress))
+    async def ask() -> Outcome:
+        async with asker:
+            outcome = await asker.ask(good, read_values(before), progress)
+            if ahead and outcome.requests:
+                deadline = time.monotonic() + AHEAD_SECONDS
+                for rows, said in shards_ahead(thumbs, output, before):
+                    if time.monotonic() < deadline:
+                        stats.extra["ahead"] = stats.extra.get("ahead", 0) + len(rows)
+                        await asker.ask(rows, read_values(said))
+            return outcome
+
+    outcome = asyncio.run(ask())
     recount(stats, len(rows) - len(good), outcome)
     stats.extra |= costs(task, outcome)
     digests = {name: prompts.digest(prompt) for name, prompt in task.prompts.items()}
@@ -77,6 +92,19 @@ def describe(
             for answer in answers:
                 said = line(row, answer, task, digests[answer.field])
                 file.write(json.dumps(said, ensure_ascii=False) + "\n")
+
+
+def shards_ahead(
+    thumbs: Path, output: Path, before: Sequence[Path]
+) -> Iterator[tuple[list[Row], list[Path]]]:
+    """Photos of other shards that wait to be asked about, and the answers that they quote."""
+    for table in sorted(thumbs.parent.glob("*.parquet")):
+        quoted = [path.with_name(f"{table.stem}.jsonl") for path in before]
+        done = output.with_name(f"{table.stem}.jsonl")
+        if table == thumbs or done.exists() or not all(path.exists() for path in quoted):
+            continue
+        rows = tables.read_table(table).to_pylist()
+        yield [row for row in rows if row["status"] == "ok"], quoted
 
 
 def workers(task: Task, machine: Machine) -> int:
@@ -129,6 +157,18 @@ def read_values(paths: Iterable[Path]) -> dict[str, dict[str, Value]]:
                 if value:
                     found.setdefault(said["rel_path"], {})[said["field"]] = value
     return found
+
+
+def read_others(path: Path, setup: str) -> list[Setup]:
+    """The other setups that the plan asks."""
+    planned = json.loads(path.read_text("utf-8"))
+    return [Task.from_dict(data).setup for slug, data in planned.items() if slug != setup]
+
+
+def takes_turns(task: Task, others: Sequence[Setup], machine: Machine) -> bool:
+    """Whether the setup's server has to leave a GPU to that of another setup."""
+    ours = [setup for setup in (task.setup, *others) if setup.command and setup.gpus]
+    return not machine.servers.base_url and task.setup in ours and len(ours) > 1
 
 
 def read_task(path: Path, setup: str, recipe: str) -> Task:
@@ -205,7 +245,8 @@ if __name__ == "__main__":
         task = read_task(
             Path(snakemake.params.tasks), snakemake.wildcards.setup, snakemake.params.recipe
         )
-        server_log = Path("results/logs/servers") / f"{task.setup.slug}-{os.uname().nodename}.log"
+        others = read_others(Path(snakemake.params.tasks), task.setup.slug)
+        logs = Path("results/logs/servers")
         logging.getLogger("httpx").setLevel(logging.WARNING)  # a line per request otherwise
         describe(
             Path(snakemake.input.thumbs),
@@ -213,7 +254,8 @@ if __name__ == "__main__":
             task=task,
             before=[Path(path) for path in snakemake.input.before],
             machine=machine,
-            connect=lambda: connect(task.setup, machine.servers, server_log),
+            connect=lambda: connect(task.setup, machine.servers, logs, others=others),
+            ahead=takes_turns(task, others, machine),
             size=snakemake.params.size,
             quality=snakemake.params.quality,
             stats=stats,

@@ -100,7 +100,13 @@ Connect = Callable[[], AbstractAsyncContextManager[Connection]]
 
 
 class Asker:
-    """Asks one setup about photos. `picture` gives the encoded picture of a row."""
+    """Asks one setup about photos, with a connection that is made when it is first needed.
+
+        async with Asker(...) as asker:
+            outcome = await asker.ask(rows, earlier)
+
+    `picture` gives the encoded picture of a row.
+    """
 
     def __init__(
         self,
@@ -133,6 +139,12 @@ class Asker:
         self._pending: dict[str, asyncio.Future[Kept]] = {}
         self._reseeds = self._raised = 0
 
+    async def __aenter__(self) -> "Asker":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
     async def ask(
         self,
         rows: Sequence[Row],
@@ -143,21 +155,20 @@ class Asker:
 
         Raises UserError if the server cannot be had or used; replies so far are kept.
         """
-        async with self._stack:
-            found: list[list[Answer]] = [[] for _ in rows]
+        found: list[list[Answer]] = [[] for _ in rows]
 
-            async def answer(number: int) -> None:
-                row = rows[number]
-                found[number] = await self._photo(row, dict(earlier.get(row["rel_path"], {})))
-                progress(found[number])
+        async def answer(number: int) -> None:
+            row = rows[number]
+            found[number] = await self._photo(row, dict(earlier.get(row["rel_path"], {})))
+            progress(found[number])
 
-            await self._for_each(range(len(rows)), answer)
-            await self._ask_repeated_again(rows, found, earlier)
-            outcome = Outcome(found, reseeds=self._reseeds, raised=self._raised)
-            if self._connection:
-                outcome.requests = self._connection.counts.requests
-                outcome.retries = Counter(self._connection.counts.retries)
-                outcome.server = self._connection.version
+        await self._for_each(range(len(rows)), answer)
+        await self._ask_repeated_again(rows, found, earlier)
+        outcome = Outcome(found, reseeds=self._reseeds, raised=self._raised)
+        if self._connection:
+            outcome.requests = self._connection.counts.requests
+            outcome.retries = Counter(self._connection.counts.retries)
+            outcome.server = self._connection.version
         models = Counter(a.model for photo in found for a in photo if a.model)
         outcome.model = min(models, default=None)
         return outcome

@@ -2,9 +2,13 @@
 
 import asyncio
 import contextlib
+import fcntl
+import hashlib
+import json
 import logging
+import os
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +18,7 @@ from typing import TypeVar
 from phototagger import preflight
 from phototagger.chat import ChatClient, Counts, Question, Reply, api_key_of
 from phototagger.errors import UserError
+from phototagger.files import write_atomic
 from phototagger.machine import Servers
 from phototagger.server import Served, check_alive, serve
 from phototagger.setups import Setup
@@ -50,14 +55,21 @@ class Connected:
 
 @asynccontextmanager
 async def connect(
-    setup: Setup, servers: Servers, server_log: Path, verdicts: Path = VERDICTS
+    setup: Setup,
+    servers: Servers,
+    logs: Path,
+    verdicts: Path = VERDICTS,
+    others: Sequence[Setup] = (),
 ) -> AsyncIterator[Connected]:
     """Start or find the server of a setup, check it once per run, and keep it while in use.
 
-    `server_log` is where a server that is started writes. Raises UserError.
+    `logs` is the folder for what servers print that are started, `others` are the run's other
+    setups: they are checked, too, before the first photo. Raises UserError.
     """
     key = api_key_of(servers)
-    holding = serve(setup, servers, log=server_log)
+    planned = (*others, setup) if servers.preflight else (setup,)
+    await _in_thread(partial(_check_once, planned, servers, logs, verdicts))
+    holding = serve(setup, servers, log=log_of(setup, logs))
     served = await _in_thread(holding.__enter__)  # minutes, for a large model
     try:
         if servers.preflight:
@@ -68,6 +80,43 @@ async def connect(
             yield Connected(served, client)
     finally:
         holding.__exit__(None, None, None)
+
+
+def log_of(setup: Setup, logs: Path) -> Path:
+    """Where the server of a setup writes on this machine."""
+    return logs / f"{setup.slug}-{os.uname().nodename}.log"
+
+
+def _check_once(setups: Sequence[Setup], servers: Servers, logs: Path, verdicts: Path) -> None:
+    """Have the first job of a run start (or find) and check every server that is going to be asked.
+
+    What it found out is kept, so that the other jobs neither wait for a server that does not start,
+    nor spend hours on one model to learn that another is blind.
+    """
+    parts = sorted([setup.slug, setup.digest] for setup in setups)
+    key = hashlib.sha256(json.dumps([parts, servers.base_url]).encode()).hexdigest()
+    verdicts.mkdir(parents=True, exist_ok=True)
+    kept = verdicts / f"all-{key}.json"
+    with (verdicts / f"all-{key}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not kept.exists():
+            verdict = _check_all(setups, servers, logs, verdicts)
+            write_atomic(kept, json.dumps({"error": verdict}) + "\n")
+    if error := json.loads(kept.read_bytes())["error"]:
+        raise UserError(error)
+
+
+def _check_all(setups: Sequence[Setup], servers: Servers, logs: Path, verdicts: Path) -> str | None:
+    """What is wrong with the first server that cannot be used, or None."""
+    try:
+        for setup in setups:  # the one that is wanted comes last, and stays up
+            with serve(setup, servers, log=log_of(setup, logs)) as served:
+                if servers.preflight:
+                    key = api_key_of(servers)
+                    preflight.ensure(setup, served, servers, verdicts, api_key=key)
+    except UserError as error:
+        return str(error)
+    return None
 
 
 async def _in_thread(work: Callable[[], T]) -> T:

@@ -46,7 +46,8 @@ if TYPE_CHECKING:
 GRACE = 10.0  # seconds between SIGTERM and SIGKILL
 LOOPBACK = "127.0.0.1"
 MODELS = "PHOTO_TAGGER_MODELS"
-_OPEN_BY_DEFAULT = ("vllm", "lmdeploy")  # bind to all interfaces unless told otherwise
+# Those that bind to all interfaces unless told otherwise, by the command or the environment.
+_OPEN_BY_DEFAULT = ("vllm", "lmdeploy", "sglang", "llama.cpp")
 _TAIL_LINES, _TAIL_BYTES = 15, 8192
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 

@@ -5,6 +5,7 @@ The plan writes one `Task` per setup to `results/plan/describe.json`; the jobs r
 
 import hashlib
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -171,8 +172,12 @@ def _only_model(servers: Servers) -> str:
     from phototagger.chat import api_key_of
 
     url = servers.base_url[0]
+    deadline = time.monotonic() + servers.busy_budget
     with probe.client(url, api_key_of(servers)) as http:
         seen = probe.look(http, url, None)
+        while seen.busy and not seen.models and time.monotonic() < deadline:
+            time.sleep(seen.retry_after or 1)
+            seen = probe.look(http, url, None)
     if not seen.models:
         raise UserError(
             f"servers.base_url: it does not say which model it serves: {seen.reason}; start the "

@@ -155,7 +155,8 @@ async def _ask(task: Task, served: Served, samples: "_Samples", at_once: int) ->
         image_recipe=pictures.recipe,
         workers=at_once,
     )
-    return await asker.ask(samples.rows, {})
+    async with asker:
+        return await asker.ask(samples.rows, {})
 
 
 def _count(trial: Trial, outcome: Outcome) -> None:

@@ -4,6 +4,8 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 import yaml
 from workflow.library import Library, make_library, make_photo
 
+from phototagger import CLONE, setups
 from servers.fault_server import FaultServer, running
 
 SETUP = "tiny-vlm_llama.cpp"
@@ -89,6 +92,29 @@ def left_over(models: Path, patience: float = 5) -> list[str]:
         time.sleep(0.1)
 
 
+def register(library: Library, slug: str, port: int | None, **changes: object) -> None:
+    """A setup of the work directory, made from the tests' own."""
+    entry = json.loads((CLONE / f"registry/entries/{SETUP}.json").read_text())
+    entry["slug"] = slug
+    entry["server"] |= {"gpus": changes.get("gpus", 0), "port": port}
+    if port is None:
+        entry["server"] |= {"command": None, "host": None, "flags": {}}
+        entry["tagger"]["base_url"] = changes["base_url"]
+        entry |= {"purpose": changes["purpose"], "canary": True}
+        entry["verification"] |= {"canary": "passed"}
+    text = json.dumps(entry).replace("24080", str(port))
+    path = library.work / f"registry/entries/{slug}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    setups.reindex(library.work / "registry")
+
+
+def servers_checked(library: Library) -> int:
+    """Servers that were started in the last run: each was checked once."""
+    verdicts = (library.results / "plan/preflight").glob("[0-9a-f]*.json")
+    return sum("all-" not in path.name for path in verdicts)
+
+
 def records(library: Library) -> list[dict]:
     return [json.loads(line) for line in (library.results / "records.jsonl").open()]
 
@@ -100,7 +126,16 @@ def requests(library: Library) -> int:
 
 
 def test_a_run_and_what_changes_cost(library: Library):
-    library.snakemake()
+    run = "import sys; from phototagger.cli import main; main(sys.argv[1:])"
+    command = ["run", str(library.photos), "--workdir", str(library.work), "--setup", SETUP]
+    done = subprocess.run(
+        [sys.executable, "-c", run, *command, "--cores", "2"],
+        env=library.environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{SETUP}: 120 requests" in done.stdout
     found = records(library)
     assert len(found) == 40
     assert all(r["caption"] and r["description"] for r in found)
@@ -110,8 +145,7 @@ def test_a_run_and_what_changes_cost(library: Library):
     shards = list((library.results / f"describe/{SETUP}").glob("*.jsonl"))
     assert len(shards) >= 3
     assert sum(len(path.read_text().splitlines()) for path in shards) == 120
-    (log,) = (library.results / "logs/servers").glob("*.log")
-    assert log.read_text().count("photo-tagger: starting") == 1  # several jobs, one server
+    assert servers_checked(library) == 1  # several jobs, one server
     assert requests(library) == 120
     sidecars = list((library.results / "sidecars").rglob("*.xmp"))
     assert len(sidecars) == 40
@@ -152,6 +186,55 @@ def test_a_run_and_what_changes_cost(library: Library):
     library.snakemake()
     assert requests(library) == 0
     assert library.promised() == before
+
+
+def test_two_setups_that_share_a_gpu_are_not_loaded_in_turns(library: Library):
+    register(library, "one", 24190, gpus=1)
+    register(library, "two", 24191, gpus=1)
+    write_profile(library, description="{{ caption }} And what else?")
+    library.settings |= {
+        "PHOTO_TAGGER__DESCRIBE__SETUP": "null",
+        "PHOTO_TAGGER__DESCRIBE__CAPTION_SETUP": "one",
+        "PHOTO_TAGGER__DESCRIBE__DESCRIPTION_SETUP": "two",
+        "PHOTO_TAGGER__CLIP__DEVICE": "cpu",
+    }
+    library.snakemake("describe_all")
+    shards = len(list((library.results / "describe/one").glob("*.jsonl")))
+    assert len(list((library.results / "describe/two").glob("*.jsonl"))) == shards >= 3
+    # each was loaded once to be checked, and the one that was asked last once more
+    assert servers_checked(library) <= 3
+
+
+def test_nothing_is_asked_if_any_model_of_the_run_is_blind(library: Library):
+    with running(blind=True) as server:
+        register(library, "blind", None, purpose="tagging", base_url=server.base_url)
+        library.settings |= {"PHOTO_TAGGER__DESCRIBE__DESCRIPTION_SETUP": "blind"}
+        result = library.snakemake("describe_all", check=False)
+        assert result.returncode != 0
+    assert answers_kept(library) == 0
+    logs = (library.results / "logs/describe").rglob("*.log")
+    assert all("blind" in path.read_text() for path in logs)
+
+
+def test_a_server_that_dies_in_mid_run(library: Library):
+    library.settings["PHOTO_TAGGER__SERVERS__CONCURRENCY"] = "2"
+    library.snakemake("thumbs_all")
+    process = library.start("describe_all", "--nolock")
+    deadline = time.monotonic() + 60
+    while answers_kept(library) < 5:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+    (state,) = Path(library.settings["PHOTO_TAGGER__SERVERS__RUN_DIR"]).glob("*.json")
+    os.kill(json.loads(state.read_text())["server"]["pid"], signal.SIGKILL)
+    assert process.wait(60) != 0
+    logs = (library.results / "logs/describe").rglob("*.log")
+    assert any("the model server is gone" in path.read_text() for path in logs)
+    kept = answers_kept(library)
+    assert kept < 120
+    library.clear_counts()
+    library.snakemake("describe_all", "--nolock")
+    assert answers_kept(library) == 120
+    assert requests(library) == 120 - kept
 
 
 def test_two_setups_answer_two_fields(library: Library):

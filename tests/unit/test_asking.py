@@ -95,7 +95,12 @@ def run(script: Script, cache: Path, rows: list[dict], workers: int = 4, **value
         image_recipe="1",
         workers=workers,
     )
-    return asyncio.run(asker.ask(rows, {}))
+    return asyncio.run(_ask(asker, rows))
+
+
+async def _ask(asker: Asker, rows: list[dict]) -> Outcome:
+    async with asker:
+        return await asker.ask(rows, {})
 
 
 def one(outcome: Outcome, name: str = "caption") -> Answer:
@@ -255,7 +260,7 @@ def test_a_picture_that_cannot_be_prepared(cache: Path):
         raise PhotoProblem("truncated", "the end is missing")
 
     asker = Asker(task(), Replies(cache), broken, Script().connect, image_recipe="1", workers=2)
-    found = asyncio.run(asker.ask([row("a")], {}))
+    found = asyncio.run(_ask(asker, [row("a")]))
     assert [(a.status, a.kind) for a in found.answers[0]] == [("failed", "picture_failed")] * 3
 
 
@@ -359,7 +364,7 @@ def test_a_copy_that_can_be_read_is_asked_about(cache: Path):
 
     script = Script()
     asker = Asker(task(), Replies(cache), picture, script.connect, image_recipe="1", workers=2)
-    found = asyncio.run(asker.ask([row("a"), row("a=copy")], {})).answers
+    found = asyncio.run(_ask(asker, [row("a"), row("a=copy")])).answers
     assert {a.status for a in found[1]} == {"done"}
 
 
