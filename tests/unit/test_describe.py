@@ -130,6 +130,20 @@ def test_the_second_time_nothing_is_asked(shard: Callable[[FaultServer], Shard])
     assert (stats.computed, stats.cached, stats.extra["requests"]) == (0, 4, 0)
 
 
+def test_what_was_set_is_what_is_sent(shard: Callable[[FaultServer], Shard]):
+    with running(keep=True) as server:
+        photos = shard(server)
+        photos.ask(
+            backend="vllm", max_new_tokens=77, temperature=0.5, top_p=0.6, seed=9, language="de"
+        )
+    assert {body["max_tokens"] for body in server.bodies} == {77}
+    assert {(body["temperature"], body["top_p"]) for body in server.bodies} == {(0.5, 0.6)}
+    assert len({body["seed"] for body in server.bodies}) == len(server.bodies)
+    assert all("German" in body["messages"][0]["content"] for body in server.bodies)
+    words = [b["response_format"]["json_schema"]["schema"]["properties"] for b in server.bodies]
+    assert {w["keywords"]["maxItems"] for w in words if "keywords" in w} == {15}
+
+
 def test_answers_of_another_setup_are_quoted(shard: Callable[[FaultServer], Shard]):
     with running(keep=True) as server:
         photos = shard(server)
