@@ -223,6 +223,7 @@ rule describe:
         prompt_digest=RUN.prompt_digest,
         recipe=RUN.recipe,
         words=RUN.words,
+        again=RUN.again,
         size=CONFIG.thumbs.size,
         quality=CONFIG.thumbs.quality,
         listing=RUN.listing,

@@ -229,6 +229,9 @@ def costs(task: Task, outcome: Outcome) -> dict[str, Any]:
         "retries": dict(sorted(outcome.retries.items())),
         "reseeds": outcome.reseeds,
         "raised": outcome.raised,
+        "server_failed": sum(
+            answer.kind == "server_failed" for photo in outcome.answers for answer in photo
+        ),
         "fields": fields,
         "setup": task.setup.slug,
         "profile": task.profile,

@@ -68,7 +68,7 @@ def parse(
         value = shorten(tidy(value), limit)
     elif isinstance(value, list):
         value = [tidy(item) if isinstance(item, str) else item for item in value]
-        value = [item for item in value if item != ""][: wanted.get("maxItems")]
+        value = [item for item in value if item != ""][:_MOST_ITEMS]
     if value or not isinstance(value, str | list):
         _validate(value, field, schema)
     return value
@@ -98,6 +98,7 @@ def shorten(text: str, max_chars: int) -> str:
     return f"{(words or head).rstrip(' ,;:-')}…"
 
 
+_MOST_ITEMS = 500  # of a list; whatever follows is a loop
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff]")
 _SENTENCE_END = re.compile(r"[.!?][\"'”’»)]*(?=\s)|[。！？][」』”]?")
 _QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "„": "“", "「": "」", "`": "`"}
@@ -162,10 +163,12 @@ def _value(data: Any, field: str) -> Any:
 
 
 def _validate(value: Any, field: str, schema: Mapping[str, Any]) -> None:
-    longest = schema.get("properties", {}).get(field, {}).get("items", {}).get("maxLength")
+    wanted = schema.get("properties", {}).get(field, {})
+    longest = wanted.get("items", {}).get("maxLength")
     checked = value
-    if isinstance(value, list):  # one keyword that is too long is dropped later, not the answer
+    if isinstance(value, list):  # too long or too many: such keywords are dropped later
         checked = [item[:longest] if isinstance(item, str) else item for item in value]
+        checked = checked[: wanted.get("maxItems")]
     validator = _validator(json.dumps(schema, sort_keys=True))
     error = next(validator.iter_errors({field: checked}), None)
     if error is not None:

@@ -61,6 +61,7 @@ class Describe(Stage):
     requests: int = 0
     retries: dict[str, int] = field(default_factory=dict)  # by reason
     reseeds: int = 0  # asked again with another seed, after a useless answer
+    server_failed: int = 0  # answers that a server failed on; the next run asks again
     raised: int = 0  # asked again with more tokens, after one that was cut off
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -149,7 +150,7 @@ def _add_requests(stage: Describe, jobs: Sequence[Mapping[str, Any]]) -> None:
     retries: Counter[str] = Counter()
     latencies: dict[str, list[tuple[int, float, float]]] = {}
     for extra in jobs:
-        _add(stage, extra, ("requests", "reseeds", "raised"))
+        _add(stage, extra, ("requests", "reseeds", "raised", "server_failed"))
         retries.update(extra.get("retries", {}))
         stage.profile = extra.get("profile") or stage.profile
         if setup := extra.get("setup"):

@@ -34,7 +34,7 @@ KINDS: dict[str, str] = {
     "answer_refusal": "The model refused; try another setup or prompt profile.",
     "answer_repeated": "Many photos got this same answer; try another setup or prompt profile.",
     "server_refused": "The server does not take this request; see the log of its shard.",
-    "server_failed": "The server failed on this photo; ask again with -- --forcerun describe.",
+    "server_failed": "The server failed on this photo; run again, and it is asked again.",
 }
 
 _ADDRESS = re.compile(r"\s*at 0x[0-9a-fA-F]+|0x[0-9a-fA-F]{6,}")

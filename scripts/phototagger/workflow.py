@@ -31,6 +31,7 @@ from phototagger.tasks import VERDICTS, Task, plan_tasks, quoted, sha256_json
 
 PLAN = Path("results/plan")
 INDEX = PLAN / "index.json"
+AGAIN = PLAN / "again.json"  # shards with photos that a model server failed on
 FROZEN = PLAN / "config.json"
 AUDIT = Path("results/audit/config.json")
 OVERRIDES = "PHOTO_TAGGER_OVERRIDES"  # environment: the command line's layer, as a JSON file
@@ -105,6 +106,14 @@ class Run:
     def _of_setup(self, wildcards: Any, fact: str) -> str:
         return self.facts["setups"].get(wildcards.setup, {}).get(fact, "")
 
+    def again(self, wildcards: Any) -> str:
+        """Another value after every run in which a server failed on photos of the shard."""
+        return self._again.get(f"{wildcards.setup}/{wildcards.shard}", "")
+
+    @cached_property
+    def _again(self) -> dict[str, str]:
+        return _asked_again()
+
     def gpus_of(self, wildcards: Any) -> int:
         """GPUs that a setup's server takes on the machine of its job."""
         task = self.tasks.get(wildcards.setup)
@@ -133,9 +142,18 @@ class Run:
         shutil.rmtree(VERDICTS, ignore_errors=True)
 
     def end(self) -> None:
-        """Stop the model servers that nobody uses."""
-        if self.tasks:
-            make_way(self.config.servers)
+        """Stop servers that nobody uses; have the next run ask again what one failed on."""
+        if not self.tasks:
+            return
+        make_way(self.config.servers)
+        failed = {
+            f"{counts.parent.name}/{counts.stem}": f"again-{self.started:.0f}"
+            for counts in Path("results/logs/describe").glob("*/*.json")
+            if counts.stat().st_mtime >= self.started
+            and json.loads(counts.read_text("utf-8"))["extra"].get("server_failed")
+        }
+        if failed:
+            write_if_changed(AGAIN, json.dumps(_asked_again() | failed, indent=1) + "\n")
 
     def freeze(self) -> None:
         """Leave the configuration where it says what made the results; a dry run does not."""
@@ -262,6 +280,13 @@ def _read() -> Run:
     planned = json.loads(TASKS.read_text("utf-8"))
     tasks = {slug: Task.from_dict(task) for slug, task in planned.items()}
     return Run(config, shards, run_id, frozen["facts"], frozen["threshold"], tasks)
+
+
+def _asked_again() -> dict[str, str]:
+    try:
+        return json.loads(AGAIN.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
 
 
 def _digests(task: Task) -> dict[str, Any]:

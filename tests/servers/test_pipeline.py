@@ -237,6 +237,27 @@ def test_a_server_that_dies_in_mid_run(library: Library):
     assert requests(library) == 120 - kept
 
 
+def test_what_a_server_failed_on_is_asked_again_by_the_next_run(library: Library):
+    with running(faults={"500 plain": 0.3}) as server:
+        library.settings |= {
+            "PHOTO_TAGGER__DESCRIBE__SETUP": "null",
+            "PHOTO_TAGGER__DESCRIBE__PROFILE": "default",
+            "PHOTO_TAGGER__DESCRIBE__MODEL": "tiny-vlm",
+            "PHOTO_TAGGER__SERVERS__BASE_URL": json.dumps([server.base_url]),
+            "PHOTO_TAGGER__SERVERS__PREFLIGHT": "false",
+            "PHOTO_TAGGER__SERVERS__RETRIES": "0",
+        }
+        library.snakemake()
+        kept = answers_kept(library)
+        failed = (library.results / "problems.csv").read_text().count(",server_failed,")
+        assert 0 < failed == 120 - kept
+        server.faults, server.stats.received = {}, 0
+        library.snakemake()
+        assert (library.results / "problems.csv").read_text().count("\n") == 1
+        assert failed <= server.stats.received <= 2 * failed  # descriptions quote new captions
+        assert library.nothing_to_be_done()
+
+
 def test_two_setups_answer_two_fields(library: Library):
     """The description quotes a caption that another server gave."""
     write_profile(library, description="{{ caption }} And what else?")

@@ -231,6 +231,14 @@ def test_keywords_of_which_none_is_left_are_asked_for_again(cache: Path):
     assert one(found, "keywords").status == "done"
 
 
+def test_good_keywords_beyond_the_limit_make_up_for_bad_ones(cache: Path):
+    said = reply('{"keywords": ["photo", "42", "horses", "horse", "river", "bridge", "gate"]}')
+    script = Script(lambda q: said if field_of(q) == "keywords" else good(q))
+    found = one(run(script, cache, [row("a")], max_keywords=3), "keywords")
+    assert found.keywords == ["horses", "river", "bridge"]
+    assert any("gate (more than 3 keywords)" in note for note in found.notes)
+
+
 def test_what_a_service_filtered_is_a_refusal(cache: Path):
     filtered = reply("", "content_filter")
     found = run(Script(scripted(filtered, filtered)), cache, [row("a")])

@@ -312,6 +312,8 @@ def test_reasons_are_put_into_words():
         "the CLIP model changed",
     }
     assert said(params.format("0.2", "0.31")) == {"score.threshold changed"}
+    again = params.format("''", "'again-1764000000'")
+    assert said(again) == {"a model server failed on some"}
     assert said(params.format("'x'", "'y'")) == {"the program or its settings changed"}
     assert said("something new") == {"something new"}
 

@@ -189,6 +189,8 @@ class Words:
         _, _, text = reason.partition(" now: ")
         values = {value.strip(" '\"") for value in re.split(r"[,;]", text)}
         known = {self._values[value] for value in values if value in self._values}
+        if any(value.startswith("again-") for value in values):
+            known.add("a model server failed on some")
         if known & set(_SETUP_FACTS.values()):
             known.discard(ASKED_CHANGED)
         return known or {"the program or its settings changed"}

@@ -44,7 +44,13 @@ def show_summary(console: Console, started: float, everything: bool) -> None:
         for path, what in _PAGES:
             if Path(path).exists():
                 _say(console, f"{what + ':':<24}{Path(path).absolute()}")
-    problems = count_problems(Path("results/problems.csv"))
+    if isinstance(described := stages.get("describe"), Describe) and described.server_failed:
+        count = described.server_failed
+        answers = "1 answer" if count == 1 else f"{count:,} answers"
+        _say(console, f"The model server failed on {answers}; the next run asks again.")
+    table = Path("results/problems.csv")
+    fresh = table.exists() and (everything or not stages or table.stat().st_mtime >= started)
+    problems = count_problems(table) if fresh else 0
     if problems:
         photos = "1 photo" if problems == 1 else f"{problems:,} photos"
         path = Path("results/problems.csv").absolute()
