@@ -181,7 +181,7 @@ def library(tmp: Path) -> dict:
     sizes = []
     work = Work(tmp, PHOTOS, 250)
     with process(latency=0.05, slots=64) as base_url:
-        work.describe(base_url, 64, ("caption",), lambda: sizes.append(resident()))
+        work.describe(base_url, 64, FIELDS, lambda: sizes.append(resident()))
     first, last = sizes[PHOTOS // 10 // 250 - 1], sizes[-1]
     return {
         "name": f"memory of the rule describe after {PHOTOS:,} photos, against after "
@@ -221,7 +221,7 @@ class Work:
     ) -> None:
         """Ask about all shards; `after` is called after each."""
         servers = Servers(base_url=(base_url,), concurrency=slots, preflight=False)
-        settings = replace(load(None, {}, {}).describe, model="tiny-vlm", fields=fields, reject=())
+        settings = replace(load(None, {}, {}).describe, model="tiny-vlm", fields=fields)
         (task,) = plan_tasks(settings, servers).values()
         for table in self._tables:
             describe(
