@@ -240,6 +240,7 @@ def test_a_server_that_dies_in_mid_run(library: Library):
 def test_what_a_server_failed_on_is_asked_again_by_the_next_run(library: Library):
     with running(faults={"500 plain": 0.3}) as server:
         library.settings |= {
+            "PHOTO_TAGGER__PLAN__SHARD_SIZE": "64",
             "PHOTO_TAGGER__DESCRIBE__SETUP": "null",
             "PHOTO_TAGGER__DESCRIBE__PROFILE": "default",
             "PHOTO_TAGGER__DESCRIBE__MODEL": "tiny-vlm",
@@ -264,6 +265,7 @@ def test_two_setups_answer_two_fields(library: Library):
     with running() as server:
         urls = json.dumps([server.base_url])
         library.settings |= {
+            "PHOTO_TAGGER__PLAN__SHARD_SIZE": "64",
             "PHOTO_TAGGER__DESCRIBE__FIELDS": "[caption, description]",
             "PHOTO_TAGGER__DESCRIBE__SETUP": "null",
             "PHOTO_TAGGER__DESCRIBE__CAPTION_MODEL": "tiny-vlm",
