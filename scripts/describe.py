@@ -77,10 +77,15 @@ def describe(
             outcome = await asker.ask(good, read_values(before), progress)
             if ahead and outcome.requests:
                 deadline = time.monotonic() + AHEAD_SECONDS
-                for rows, said in shards_ahead(thumbs, output, before):
-                    if time.monotonic() < deadline:
+                try:
+                    for rows, said in shards_ahead(thumbs, output, before):
+                        if time.monotonic() > deadline:
+                            break
+                        last = await asker.ask(rows, read_values(said))
+                        outcome.add_requests(last)
                         stats.extra["ahead"] = stats.extra.get("ahead", 0) + len(rows)
-                        await asker.ask(rows, read_values(said))
+                except UserError as error:  # those shards' own jobs will say so
+                    logging.warning("no further ahead: %s", error)
             return outcome
 
     outcome = asyncio.run(ask())

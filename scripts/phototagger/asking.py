@@ -83,6 +83,11 @@ class Outcome:
     server: str | None = None
     model: str | None = None
 
+    def add_requests(self, later: "Outcome") -> None:
+        """Count in what the same Asker was asked later; its counts go on from one to the next."""
+        self.requests, self.retries = later.requests, later.retries
+        self.reseeds, self.raised = later.reseeds, later.raised
+
 
 class Connection(Protocol):
     """A server that is up and was checked; `chat.ChatClient` and who it speaks to."""

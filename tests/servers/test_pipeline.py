@@ -203,6 +203,7 @@ def test_two_setups_that_share_a_gpu_are_not_loaded_in_turns(library: Library):
     assert len(list((library.results / "describe/two").glob("*.jsonl"))) == shards >= 3
     # each was loaded once to be checked, and the one that was asked last once more
     assert servers_checked(library) <= 3
+    assert requests(library) == answers_kept(library) == 80  # also those asked ahead are counted
 
 
 def test_nothing_is_asked_if_any_model_of_the_run_is_blind(library: Library):
