@@ -14,8 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from phototagger.errors import UserError
+from phototagger.exiftool import run_batch
 from phototagger.files import write_atomic
-from phototagger.xmp import run_exiftool
 
 _SOFTWARE = "photo-tagger demo, partly made-up EXIF"
 _CAMERA = {"Make": "Demo", "Model": "Demo One", "LensModel": "Demo 35mm f/1.8", "FNumber": "2.8"}
@@ -197,7 +197,7 @@ def _write_exif(copies: list[Path], work: Path) -> None:
         [*_exif_arguments(photo), "-overwrite_original", copy.name]
         for photo, copy in zip(PHOTOS, copies, strict=True)
     ]
-    complaints = run_exiftool(commands, work).splitlines()
+    complaints = run_batch(commands, work).splitlines()
     if errors := [c for c in complaints if c.startswith("Error")]:
         raise UserError(f"demo photos: EXIF could not be written ({errors[0]})")
 

@@ -1,247 +1,309 @@
-"""Sidecars in XMP: which of a record's values go into which field, and how they are written.
+"""XMP: what a sidecar holds, read from its bytes, and written by ExifTool.
 
-One line of `FIELDS` is one field. Photo software reads the first of its own list of fields that is
-not empty and ignores the rest, so every keyword has to be in each of the three keyword fields:
-digiKam and Immich look at `digiKam:TagsList` only, Lightroom and darktable at
-`lr:hierarchicalSubject` and `dc:subject`, PhotoPrism at `dc:subject`.
-
-Ratings, labels, dates and positions are never written: they are the photographer's.
+A packet has three parts. The values of `FIELDS`, which photo-tagger may write. The marks, which say
+which of these values are photo-tagger's. And the rest, which is kept whatever it is.
 """
 
-import os
 import re
-import shutil
-import subprocess
 import tempfile
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-from xml.etree import ElementTree
 
-from phototagger.errors import UserError
+from phototagger import marks as marking
+from phototagger import rdf
+from phototagger.exiftool import ExifToolCrashError, assignment, complaints_by_file, run_batch
+from phototagger.fields import FIELDS, KEYWORD_LISTS, Field, Values
+from phototagger.marks import KeywordMark, Marks, ModelMark, text_digest
+from phototagger.rdf import NotXmpError
 
-Record = Mapping[str, Any]
-Values = dict[str, list[str]]  # tag as ExifTool calls it -> values in order
+__all__ = [
+    "CHUNK",
+    "CREATOR",
+    "FIELDS",
+    "KEYWORD_LISTS",
+    "RECIPE",
+    "Field",
+    "Item",
+    "KeywordMark",
+    "Marks",
+    "ModelMark",
+    "NotXmpError",
+    "Packet",
+    "Values",
+    "WriteFailure",
+    "clean_level",
+    "clean_text",
+    "parse",
+    "text_digest",
+    "write_xmp",
+]
 
-RECIPE = 1  # raise it when the same values shall give other bytes
+RECIPE = 2  # raise it when the same values shall give other bytes
 CREATOR = "photo-tagger"
+CHUNK = 256  # most items of one `write_xmp`
 
-_RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
 # What XML 1.0 cannot hold, and the control characters that no application shows.
 _CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufffe\uffff]")
-_LIST_SEPARATOR = "\x1f"  # a control character, so it is in no value
-# ExifTool stops with one of these two even when a file failed; anything else is a crash.
-_ORDINARY_EXITS = (0, 1)
-
-
-# -------------------------------------------------------------------------------------- values
-
-
-def keyword_levels(record: Record) -> list[list[str]]:
-    """Every keyword of a record as its path of levels, from the top to the keyword itself.
-
-    Bars and slashes separate the levels in the sidecar, so inside a level they become hyphens.
-    """
-    keywords = record.get("keywords") or []
-    paths = ([_level(part) for part in k.get("path") or [k["keyword"]]] for k in keywords)
-    return [levels for path in paths if (levels := [level for level in path if level])]
-
-
-def flat_keywords(record: Record) -> list[str]:
-    """Every level of every keyword, each followed by its keyword's synonyms."""
-    flat: list[str] = []
-    for keyword in record.get("keywords") or []:
-        flat += keyword.get("path") or [keyword["keyword"]]
-        flat += keyword.get("synonyms") or []
-    return [level for text in flat if (level := _level(text))]
-
-
-def _is_news(keyword: Mapping[str, Any]) -> bool:
-    """Whether a keyword says more than the photo's own metadata does."""
-    path = keyword.get("path") or [keyword["keyword"]]
-    return keyword.get("source") != "person" or len(path) > 1 or bool(keyword.get("synonyms"))
-
-
-def _joined_paths(separator: str) -> Callable[[Record], list[str]]:
-    return lambda record: [separator.join(path) for path in keyword_levels(record)]
-
-
-def _tags_list(record: Record) -> list[str]:
-    """Full paths, then the flat keywords that are no level of one of them (synonyms)."""
-    paths = keyword_levels(record)
-    levels = {level for path in paths for level in path}
-    flat = [keyword for keyword in flat_keywords(record) if keyword not in levels]
-    return ["/".join(path) for path in paths] + flat
-
-
-def _text(key: str) -> Callable[[Record], list[str]]:
-    def values(record: Record) -> list[str]:
-        text = record.get(key)
-        lines = _CONTROLS.sub("", text if isinstance(text, str) else "").splitlines()
-        text = "\n".join(line.rstrip() for line in lines).strip()
-        return [text] if text else []
-
-    return values
-
-
-def _caption_writer(record: Record) -> list[str]:
-    return [CREATOR] if any(_text(key)(record) for key in ("caption", "description")) else []
-
-
-def _level(text: str) -> str:
-    text = unicodedata.normalize("NFC", _CONTROLS.sub("", text))
-    return " ".join(text.replace("|", "-").replace("/", "-").split())
+_SEPARATORS = re.compile("[|/,;]")
+_LEVEL_BYTES = 64  # IPTC-IIM 2:25, where keywords end up when they are embedded
+_DEFAULT = "x-default"
 
 
 @dataclass(frozen=True)
-class Field:
-    """One XMP field: ExifTool's tag, its element, its container, and where its values come from."""
+class Packet:
+    """What an XMP packet holds."""
 
-    tag: str
-    namespace: str
-    element: str
-    container: str | None  # Bag, Seq or Alt; None = plain text
-    values: Callable[[Record], list[str]]
+    values: Values = field(default_factory=dict)  # of an Alt: x-default's text, else the first
+    marks: Marks = field(default_factory=Marks)
+    # tag -> language -> text: the texts of an Alt in other languages than x-default
+    languages: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    # every other property: `{namespace}element` -> canonical text, independent of serialisation
+    rest: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def name(self) -> str:
-        return f"{{{self.namespace}}}{self.element}"
-
-
-_DC = "http://purl.org/dc/elements/1.1/"
-_LR = "http://ns.adobe.com/lightroom/1.0/"
-_DIGIKAM = "http://www.digikam.org/ns/1.0/"
-_TIFF = "http://ns.adobe.com/tiff/1.0/"
-_PHOTOSHOP = "http://ns.adobe.com/photoshop/1.0/"
-
-FIELDS = (
-    Field("XMP-dc:Subject", _DC, "subject", "Bag", flat_keywords),
-    Field("XMP-lr:HierarchicalSubject", _LR, "hierarchicalSubject", "Bag", _joined_paths("|")),
-    Field("XMP-digiKam:TagsList", _DIGIKAM, "TagsList", "Seq", _tags_list),
-    Field("XMP-dc:Description", _DC, "description", "Alt", _text("description")),
-    Field("XMP-tiff:ImageDescription", _TIFF, "ImageDescription", "Alt", _text("description")),
-    Field("XMP-photoshop:Headline", _PHOTOSHOP, "Headline", None, _text("caption")),
-    Field("XMP-photoshop:CaptionWriter", _PHOTOSHOP, "CaptionWriter", None, _caption_writer),
-)
-
-
-def sidecar_values(record: Record) -> Values:
-    """What the sidecar of a record holds: tag -> values, in record order, without duplicates.
-
-    Empty when there is nothing to write: also when there are no texts, and every keyword is one
-    that the photo itself has already.
-    """
-    texts = any(_text(key)(record) for key in ("caption", "description"))
-    if not texts and not any(_is_news(keyword) for keyword in record.get("keywords") or []):
-        return {}
-    values = {field.tag: list(dict.fromkeys(field.values(record))) for field in FIELDS}
-    return {tag: items for tag, items in values.items() if items}
-
-
-def parse_xmp(content: bytes) -> Values:
-    """The values of `FIELDS` in a sidecar's bytes.
-
-    Raises ElementTree.ParseError if it is not XML.
-    """
-    by_name = {field.name: field for field in FIELDS}
-    found: Values = {}
-    for description in ElementTree.fromstring(content).iter(f"{_RDF}Description"):
-        for element in description:
-            if field := by_name.get(element.tag):
-                found[field.tag] = _element_values(element, field.container)
-    return {field.tag: found[field.tag] for field in FIELDS if field.tag in found}
-
-
-def _element_values(element: ElementTree.Element, container: str | None) -> list[str]:
-    if container is None:
-        return [element.text or ""]
-    return [item.text or "" for item in element.iterfind(f"{_RDF}{container}/{_RDF}li")]
-
-
-# ------------------------------------------------------------------------------------- ExifTool
-
-
-def find_exiftool() -> str:
-    """The path of the ExifTool executable; UserError if there is none."""
-    if found := shutil.which("exiftool"):
+    def theirs(self) -> Values:
+        """The values that are not photo-tagger's."""
+        found: Values = {}
+        for tag, items in self.values.items():
+            ours = set(self.marks.written.get(tag, ()))
+            digest = self.marks.digests.get(tag)
+            kept = [i for i in items if i not in ours and (not digest or text_digest(i) != digest)]
+            if kept:
+                found[tag] = kept
         return found
-    raise UserError(
-        "exiftool: not found on the PATH; install it "
-        "(apt install libimage-exiftool-perl, brew install exiftool, or exiftool.org)"
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.values or self.languages or self.rest) and self.marks == Marks()
+
+
+# ------------------------------------------------------------------------------------ our texts
+
+
+def clean_level(text: str) -> str:
+    """One level of a keyword of ours: a single line, at most 64 bytes of UTF-8, no separators."""
+    text = _SEPARATORS.sub("-", unicodedata.normalize("NFC", _CONTROLS.sub("", text)))
+    text = " ".join(text.split())
+    return text.encode()[:_LEVEL_BYTES].decode(errors="ignore").strip()
+
+
+def clean_text(text: str) -> str:
+    """A text of ours: NFC, no control characters, no blanks at the ends of its lines."""
+    lines = unicodedata.normalize("NFC", _CONTROLS.sub("", text)).splitlines()
+    return "\n".join(line.rstrip() for line in lines).strip()
+
+
+# -------------------------------------------------------------------------------------- reading
+
+_BY_NAME = {f.name: f for f in FIELDS}
+# As ExifTool itself spells the namespace.
+_BY_NAME |= {f.name.replace("/1.0/}Last", "/1.0}Last"): f for f in FIELDS}
+
+
+def parse(content: bytes) -> Packet:
+    """What the bytes of a sidecar, or of an XMP packet, hold.
+
+    Raises NotXmpError.
+    """
+    values: Values = {}
+    languages: dict[str, dict[str, str]] = {}
+    marks: dict[str, rdf.Node] = {}
+    rest: dict[str, rdf.Node] = {}
+    for name, node in rdf.properties(content):
+        if mark := marking.ELEMENTS.get(name):
+            marks[mark] = node
+            continue
+        known = _BY_NAME.get(name)
+        if known is None or known.tag in values:
+            rdf.add(rest, name, node)
+            if known is not None and known.tag in KEYWORD_LISTS:  # there twice: both count
+                values[known.tag] += rdf.texts(node)
+            continue
+        if known.tag in KEYWORD_LISTS:
+            values[known.tag] = rdf.texts(node)
+            odd = [item for item in rdf.items(node) if not isinstance(item, str)]
+        else:
+            texts, odd = _by_language(node)
+            default = texts.pop(_DEFAULT, None)
+            values[known.tag] = [default or next(iter(texts.values()), "")]
+            languages[known.tag] = texts
+        if odd:  # items with more than a text, which would be lost if the field was written
+            rdf.add(rest, name, {"#odd": odd})
+    return Packet(
+        {f.tag: values[f.tag] for f in FIELDS if any(values.get(f.tag, ()))},
+        marking.read(marks),
+        {tag: texts for tag, texts in sorted(languages.items()) if texts},
+        {name: rdf.canonical(rest[name]) for name in sorted(rest)},
     )
 
 
-def assignments(values: Values) -> Iterator[str]:
-    """Lines of an ExifTool argument file, for `run_exiftool`, that set `values`.
+def _by_language(node: rdf.Node) -> tuple[dict[str, str], list[rdf.Node]]:
+    """Language -> text, without empty ones, and the items that are more than that."""
+    found: dict[str, str] = {}
+    odd = []
+    for item in rdf.items(node):
+        language = _DEFAULT
+        if isinstance(item, dict):
+            language = item.get("xml:lang", _DEFAULT)
+            if not item.keys() <= {"xml:lang", "#text"}:
+                odd.append(item)
+        if text := rdf.text_of(item):
+            rdf.add(found, language, text)
+    return found, odd
 
-    A list is one line, which ExifTool handles twice as fast as a line per item.
+
+# -------------------------------------------------------------------------------------- writing
+
+
+@dataclass(frozen=True)
+class Item:
+    """One sidecar to be written."""
+
+    name: str  # of the photo, for messages
+    base: bytes | None  # the sidecar as it is; None: there is none
+    values: Values
+    marks: Marks
+
+
+@dataclass(frozen=True)
+class WriteFailure:
+    """A sidecar that could not be written without loss."""
+
+    message: str
+
+
+def changed(base: Packet, values: Values, marks: Marks) -> Packet:
+    """A packet with exactly these values and marks, and everything else of `base`."""
+    given = {tag: [t for t in texts if t.strip()] for tag, texts in values.items()}
+    # Other languages than x-default are a person's: they stay, and show where it goes.
+    kept = {tag: [next(iter(texts.values()))] for tag, texts in base.languages.items()}
+    kept |= {tag: texts for tag, texts in given.items() if texts}
+    return Packet(kept, marks.normal(), base.languages, base.rest)
+
+
+def assignments(base: Packet, wanted: Packet) -> Iterator[str]:
+    """ExifTool's arguments that make `base` what is wanted: only what differs is touched."""
+    before, after = base.values, wanted.values
+    for tag in [t for t in before if t not in after] + list(after):
+        if before.get(tag) != after.get(tag):
+            yield _assignment(tag, after.get(tag, []), base.languages.get(tag))
+    before, after = marking.tags(base.marks), marking.tags(wanted.marks)
+    for tag in [t for t in before if t not in after] + list(after):
+        if before.get(tag) != after.get(tag):
+            yield assignment(tag, after.get(tag, ""))
+
+
+def _assignment(tag: str, texts: list[str], languages: Mapping[str, str] | None) -> str:
+    if not languages:
+        return assignment(tag, texts)
+    if texts == [next(iter(languages.values()))]:
+        texts = []  # without x-default, this is what programs show
+    return assignment(f"{tag}-{_DEFAULT}", texts)
+
+
+@dataclass(frozen=True)
+class _Job:
+    item: Item
+    base: Packet
+    wanted: Packet  # what has to be read back
+
+    @classmethod
+    def of(cls, item: Item) -> "_Job":
+        """Raises NotXmpError if the item's base is none."""
+        base = parse(item.base) if item.base is not None else Packet()
+        wanted = changed(base, item.values, item.marks)
+        return cls(item, base, wanted)
+
+    def arguments(self, path: str) -> Iterator[str]:
+        yield from assignments(self.base, self.wanted)
+        if self.item.base is not None:
+            yield "-overwrite_original"
+        yield path
+
+    def outcome(self, content: bytes | None, complaint: str) -> bytes | WriteFailure:
+        """`content` if it holds exactly what is wanted, else what is wrong with it."""
+        if content is None or complaint.startswith("Error"):
+            return self._failure(complaint or "ExifTool wrote nothing")
+        try:
+            found = parse(content)
+        except NotXmpError as error:
+            return self._failure(f"what ExifTool wrote cannot be read: {error}")
+        if lost := _difference(self.wanted, found):
+            about = f" ({complaint})" if complaint else ""
+            return self._failure(f"ExifTool would not keep {lost}{about}")
+        return content
+
+    def _failure(self, reason: str) -> WriteFailure:
+        return WriteFailure(f"{self.item.name}: its sidecar cannot be written: {reason}")
+
+
+def _difference(wanted: Packet, found: Packet) -> str:
+    """The name of something that is not in `found` as wanted; "" if all is."""
+    for part in ("values", "languages", "rest"):
+        before, after = getattr(wanted, part), getattr(found, part)
+        for name in [*before, *after]:
+            if before.get(name) != after.get(name):
+                return name
+    return "" if wanted.marks == found.marks else "photo-tagger's own marks"
+
+
+def write_xmp(items: Sequence[Item]) -> list[bytes | WriteFailure]:
+    """The bytes of the sidecar of each item, at most `CHUNK`, written by one ExifTool process.
+
+    Fields of `FIELDS` that an item has no values of are removed from its base; texts in other
+    languages than x-default, and everything else in the base, are kept, or the item fails. Equal
+    items give equal bytes, whatever is written with them: there are no dates, names or identifiers
+    of this machine in them.
+
+    Raises UserError if ExifTool is missing or does not work.
     """
-    for tag, items in values.items():
-        text = _LIST_SEPARATOR.join(items)
-        escaped = text.replace("&", "&amp;").replace("\n", "&#10;").replace("\r", "&#13;")
-        yield f"-{tag}={escaped}"
+    results: dict[int, bytes | WriteFailure] = {}
+    jobs: dict[int, _Job] = {}
+    for number, item in enumerate(items):
+        try:
+            jobs[number] = job = _Job.of(item)
+        except NotXmpError as error:
+            results[number] = WriteFailure(f"{item.name}: its sidecar is not XMP: {error}")
+            continue
+        if not _difference(job.wanted, job.base):
+            nothing = WriteFailure(f"{item.name}: there is nothing to write in a sidecar")
+            results[number] = nothing if item.base is None else item.base
+    todo = {number: job for number, job in jobs.items() if number not in results}
+    results |= _written(todo)
+    return [results[number] for number in range(len(items))]
 
 
-def run_exiftool(commands: Iterable[Iterable[str]], folder: Path) -> str:
-    """Run many ExifTool commands in one process, with `folder` as current directory.
-
-    Values are HTML-escaped (`-E`), since a line of an argument file cannot hold a line break. The
-    user's ExifTool configuration is left out. Returns what ExifTool had to complain about.
-
-    Raises UserError if ExifTool is missing or crashed.
-    """
-    executable = find_exiftool()
-    lines = "\n-execute\n".join("\n".join(command) for command in commands)
-    (folder / "arguments").write_bytes(lines.encode() + b"\n")
-    process = subprocess.run(
-        [
-            *(executable, "-config", "", "-@", "arguments"),
-            *("-common_args", "-E", "-sep", _LIST_SEPARATOR, "-charset", "utf8"),
-        ],
-        cwd=folder,
-        env=os.environ | {"LC_ALL": "C"},  # otherwise perl complains about missing locales
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        check=False,
-    )
-    complaints = process.stderr.decode("utf-8", "replace").strip()
-    if process.returncode not in _ORDINARY_EXITS:
-        last = complaints.splitlines()[-1:] or ["it left no message"]
-        how = f"signal {-process.returncode}" if process.returncode < 0 else process.returncode
-        raise UserError(f"exiftool: ended abnormally ({how}; {last[0]}); run the same again")
-    return complaints
-
-
-def write_xmp(photos: Sequence[tuple[str, Values]]) -> list[bytes]:
-    """The bytes of one sidecar per photo, written by one ExifTool process and read back.
-
-    `photos` holds the name of the photo, for messages, and its values. Equal values give equal
-    bytes: there are no dates, names or identifiers in them.
-
-    Raises UserError naming the photo if one of its values is not in the sidecar.
-    """
-    with tempfile.TemporaryDirectory(prefix="sidecars-") as temporary:
-        folder = Path(temporary)
-        complaints = run_exiftool(
-            ([*assignments(values), f"{n}.xmp"] for n, (_, values) in enumerate(photos)), folder
-        )
-        contents = []
-        for number, (name, values) in enumerate(photos):
-            path = folder / f"{number}.xmp"
-            content = path.read_bytes() if path.exists() else b""
-            if not holds(content, values):
-                about = [c for c in complaints.splitlines() if c.endswith(f" {path.name}")]
-                reason = about[0] if about else "a value was not written as given"
-                raise UserError(f"{name}: the sidecar could not be written ({reason})")
-            contents.append(content)
-    return contents
-
-
-def holds(content: bytes, values: Values) -> bool:
-    """Whether a sidecar's bytes hold exactly `values`."""
+def _written(jobs: Mapping[int, _Job]) -> dict[int, bytes | WriteFailure]:
+    if not jobs:
+        return {}
     try:
-        return parse_xmp(content) == values
-    except ElementTree.ParseError:
-        return False
+        return _run(jobs)
+    except ExifToolCrashError as error:
+        if len(jobs) > 1:  # one of them is to blame
+            numbers = list(jobs)
+            halves = numbers[: len(numbers) // 2], numbers[len(numbers) // 2 :]
+            first, second = (_written({n: jobs[n] for n in half}) for half in halves)
+            return first | second
+        ((number, job),) = jobs.items()
+        if job.item.base is None:
+            raise
+        return {number: WriteFailure(f"{job.item.name}: {error}")}
+
+
+def _run(jobs: Mapping[int, _Job]) -> dict[int, bytes | WriteFailure]:
+    with tempfile.TemporaryDirectory(prefix="photo-tagger-") as temporary:
+        folder = Path(temporary)
+        for number, job in jobs.items():
+            if job.item.base is not None:
+                (folder / f"{number}.xmp").write_bytes(rdf.utf8(job.item.base))
+        output = run_batch((job.arguments(f"{n}.xmp") for n, job in jobs.items()), folder)
+        complaints = complaints_by_file(output)
+        results = {}
+        for number, job in jobs.items():
+            path = folder / f"{number}.xmp"
+            # ExifTool writes a carriage return as it is, which an XML parser takes for a line feed
+            content = path.read_bytes().replace(b"\r", b"&#13;") if path.exists() else None
+            results[number] = job.outcome(content, complaints.get(path.name, ""))
+    return results
