@@ -101,8 +101,19 @@ class Medoids:
 
 
 @dataclass(frozen=True)
-class Sidecars:
+class Tagged:
+    fields: tuple[str, ...]
+    by: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Metadata:
     enabled: bool
+    mode: str
+    naming: str
+    fields: Mapping[str, bool]
+    carry_over: tuple[str, ...]
+    iptc: str
 
 
 @dataclass(frozen=True)
@@ -125,7 +136,8 @@ class Config:
     describe: Describe
     servers: Servers
     medoids: Medoids
-    sidecars: Sidecars
+    tagged: Tagged
+    metadata: Metadata
     report: Report
 
     def as_dict(self) -> dict[str, Any]:
@@ -142,7 +154,8 @@ SECTIONS = {
     "describe": Describe,
     "servers": Servers,
     "medoids": Medoids,
-    "sidecars": Sidecars,
+    "tagged": Tagged,
+    "metadata": Metadata,
     "report": Report,
 }
 

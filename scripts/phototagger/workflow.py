@@ -28,6 +28,7 @@ from phototagger.prompts import FIELDS
 from phototagger.server import make_way
 from phototagger.tasks import PATH as TASKS
 from phototagger.tasks import VERDICTS, Task, plan_tasks, quoted, sha256_json
+from phototagger.tokencache import TokenCache
 
 PLAN = Path("results/plan")
 INDEX = PLAN / "index.json"
@@ -198,7 +199,11 @@ def prepare(overrides: Mapping[str, Any], main: bool) -> Run:
         config.photos.exclude,
         config.photos.max_images,
     )
-    photos = plan.scan(roots, options, avoid=own_folders(roots, Path(config.cache)))
+    by = config.tagged.by if config.tagged.fields else ()
+    tokens = TokenCache(Path(config.cache), roots, config.photos.extensions, by)
+    avoid = own_folders(roots, Path(config.cache))
+    photos = plan.scan(roots, options, avoid, tokens.of_folder)
+    tokens.save()
     if not photos:
         where = ", ".join(root.path for root in roots.roots)
         raise UserError(f"{where}: no photos there; check photos.extensions and photos.recursive")
@@ -314,6 +319,8 @@ def _run_id(config: Config, shards: list[plan.Shard], facts: Mapping[str, str]) 
         del shaping["clip"][key]
     del shaping["cache"], shaping["labels"]["path"], shaping["servers"]
     del shaping["describe"]  # in the digests of its setups
+    for key in ("mode", "naming", "iptc"):  # of what is applied, not of what is proposed
+        del shaping["metadata"][key]
     content = {
         "config": shaping,
         "shards": [[shard.name, shard.digest] for shard in shards],

@@ -78,7 +78,7 @@ def run_command(stage: str | None) -> Callable[..., None]:
             targets += [TARGETS.get(name, name) for name in target]
         if stage and STAGES[stage][1]:
             targets.append(STAGES[stage][1])
-        if stage == "sidecars" and options["sidecars.enabled"] is False:
+        if stage == "sidecars" and options["metadata.enabled"] is False:
             raise UserError("sidecars --no-meta: makes nothing; leave out one of the two")
         given = from_options(options, assignments or (), found, config_file)
         enter(workdir)
