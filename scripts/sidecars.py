@@ -1,11 +1,13 @@
 """Write the sidecar that each photo of a shard would get, as a proposal below `results/sidecars/`.
 
-Nothing is written beside the photos. A photo without texts, and without keywords other than those
-embedded in it, gets no sidecar. What ExifTool wrote is kept by content, so that a stale shard costs
-only the photos whose keywords changed, and starts no process when there are none. Sidecars that
-have not changed keep their time.
+Nothing is written beside the photos. A proposal is the sidecar of a photo that has none yet: what
+photo-tagger says, joined with what is embedded in the photo. Where it has nothing to say, there is
+none. What ExifTool wrote is kept by content, so that a stale shard costs only the photos whose
+values changed, and starts no process when there are none. Sidecars that have not changed keep their
+time.
 
-The manifest lists what the shard has: rel_path of the photo, SHA-256 of the sidecar.
+The manifest has a row for each photo with a record, but for those that are tagged already: `apply`
+leaves their sidecars alone.
 """
 
 import errno
@@ -13,17 +15,23 @@ import hashlib
 import json
 import logging
 import subprocess
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from phototagger import xmp
 from phototagger.errors import UserError
+from phototagger.exiftool import find_exiftool
 from phototagger.files import write_atomic, write_if_changed
 from phototagger.job import Stats, job
 from phototagger.machine import Machine
-from phototagger.manifest import sidecar_path, write_manifest
+from phototagger.manifest import Proposed, sidecar_path, write_manifest
+from phototagger.merge import Merged
+from phototagger.proposal import propose
+from phototagger.records import read_records
 
 SIDECARS = Path("results/sidecars")
-CHUNK = 256  # sidecars per ExifTool process, a shard of the usual size
 
 # The file system has no place for a sidecar of that name; other photos are not concerned.
 _NO_PLACE = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST)
@@ -34,86 +42,121 @@ def sidecars(
     manifest: Path,
     *,
     machine: Machine,
+    fields: Mapping[str, bool],
+    carry_over: Collection[str] = (),
     folder: Path = SIDECARS,
     stats: Stats | None = None,
 ) -> None:
-    """Write the sidecars of a shard's records below `folder`, then the manifest.
+    """Write the proposed sidecars of a shard's records below `folder`, then the manifest.
 
-    All sidecars are made and read back before the first one is put in its place. A photo whose
-    name is too long for one is left out with a warning in the log.
+    `fields`, `carry_over`: as in the configuration's `metadata`. All sidecars are made and read
+    back before the first one is put in its place. A photo whose sidecar cannot be written, or whose
+    name is too long for one, has none; the log says why.
 
-    Raises UserError if ExifTool is missing, crashed, or did not write a photo's values.
+    Raises UserError if ExifTool is missing or crashed.
     """
     stats = stats or Stats()
-    values: dict[str, xmp.Values] = {}
-    with records.open(encoding="utf-8") as lines:
-        for record in map(json.loads, lines):
-            stats.photos += 1
-            values[record["rel_path"]] = xmp.sidecar_values(record)
-    wanted = {rel_path: v for rel_path, v in values.items() if v}
-    stats.skipped += len(values) - len(wanted)
+    known: dict[str, Mapping[str, Any]] = {}
+    wanted: dict[str, Merged] = {}
+    for record in read_records(records):
+        stats.photos += 1
+        if record["tagged"]:
+            stats.skipped += 1
+            continue
+        rel_path = record["rel_path"]
+        known[rel_path] = record
+        if merged := propose(record, fields, carry_over):
+            wanted[rel_path] = merged
     contents, computed = _contents(wanted, machine.cache / "sidecars", stats)
 
     rows = []
-    for rel_path in wanted:
-        content = contents[rel_path]
-        try:
-            write_if_changed(sidecar_path(folder, rel_path), content)
-        except OSError as error:
-            if error.errno not in _NO_PLACE:
-                raise
-            logging.warning("%s: no sidecar, %s.xmp: %s", rel_path, rel_path, error.strerror)
+    for rel_path, record in known.items():
+        digest = _put(folder, rel_path, contents[rel_path]) if rel_path in contents else None
+        if digest is None:
             stats.skipped += 1
-            continue
-        if rel_path in computed:
+        elif rel_path in computed:
             stats.computed += 1
         else:
             stats.cached += 1
-        rows.append((rel_path, hashlib.sha256(content).hexdigest()))
+        leader = record["inherited_from"] or rel_path
+        rows.append(Proposed(rel_path, record["sha256"], leader, digest))
         stats.progress()
     write_manifest(manifest, rows)
 
 
+def _put(folder: Path, rel_path: str, content: bytes) -> str | None:
+    """Write a sidecar and return its SHA-256; None if the disk cannot have a file of its name."""
+    try:
+        write_if_changed(sidecar_path(folder, rel_path), content)
+    except OSError as error:
+        if error.errno not in _NO_PLACE:
+            raise
+        logging.warning("%s: no sidecar, %s.xmp: %s", rel_path, rel_path, error.strerror)
+        return None
+    return hashlib.sha256(content).hexdigest()
+
+
 def _contents(
-    wanted: dict[str, xmp.Values], cache: Path, stats: Stats
+    wanted: Mapping[str, Merged], cache: Path, stats: Stats
 ) -> tuple[dict[str, bytes], set[str]]:
-    """The sidecars' bytes by photo, from the cache or ExifTool, and the photos that needed it."""
+    """The sidecars' bytes by photo, from the cache or ExifTool, and the photos that needed it.
+
+    A sidecar that ExifTool would not write is missing, with a warning in the log.
+    """
     if not wanted:
         return {}, set()
     version = exiftool_version(cache)
-    paths = {rel_path: _kept_at(cache, version, v) for rel_path, v in wanted.items()}
+    paths = {rel_path: _kept_at(cache, version, merged) for rel_path, merged in wanted.items()}
     contents: dict[str, bytes] = {}
     missing: dict[Path, str] = {}  # equal values share a file: only the first photo is written
     computed = set()
     for rel_path, path in paths.items():
         content = path.read_bytes() if path not in missing and path.exists() else b""
-        if xmp.holds(content, wanted[rel_path]):
+        if _holds(content, wanted[rel_path]):
             contents[rel_path] = content
         else:
             missing.setdefault(path, rel_path)
             computed.add(rel_path)
 
-    todo = list(missing.items())
     made: dict[Path, bytes] = {}
-    for start in range(0, len(todo), CHUNK):
-        chunk = todo[start : start + CHUNK]
-        written = xmp.write_xmp([(rel_path, wanted[rel_path]) for _, rel_path in chunk])
-        for (path, _), content in zip(chunk, written, strict=True):
-            write_atomic(path, content)
-            made[path] = content
+    todo = list(missing.items())
+    for start in range(0, len(todo), xmp.CHUNK):
+        made |= _write([(path, name, wanted[name]) for path, name in todo[start:][: xmp.CHUNK]])
         stats.progress()
+    computed = {rel_path for rel_path in computed if paths[rel_path] in made}
     return contents | {rel_path: made[paths[rel_path]] for rel_path in computed}, computed
 
 
-def _kept_at(cache: Path, version: str, values: xmp.Values) -> Path:
-    recipe = json.dumps([xmp.RECIPE, version, list(xmp.assignments(values))])
+def _write(chunk: Sequence[tuple[Path, str, Merged]]) -> dict[Path, bytes]:
+    """Write sidecars with one process, and keep them under the paths given."""
+    items = [xmp.Item(rel_path, None, m.values, m.marks) for _, rel_path, m in chunk]
+    made: dict[Path, bytes] = {}
+    for (path, _, _), content in zip(chunk, xmp.write_xmp(items), strict=True):
+        if isinstance(content, xmp.WriteFailure):
+            logging.warning("%s", content.message)
+            continue
+        write_atomic(path, content)
+        made[path] = content
+    return made
+
+
+def _kept_at(cache: Path, version: str, merged: Merged) -> Path:
+    recipe = json.dumps([xmp.RECIPE, version, merged.values, asdict(merged.marks)])
     key = hashlib.sha256(recipe.encode()).hexdigest()
     return cache / key[:2] / f"{key}.xmp"
 
 
+def _holds(content: bytes, merged: Merged) -> bool:
+    """Whether a kept sidecar is whole."""
+    try:
+        return merged.equals(xmp.parse(content))
+    except xmp.NotXmpError:
+        return False
+
+
 def exiftool_version(cache: Path) -> str:
     """ExifTool's version, remembered in `cache` for as long as the executable stays the same."""
-    executable = Path(xmp.find_exiftool()).resolve()
+    executable = Path(find_exiftool()).resolve()
     stat = executable.stat()
     identity = [str(executable), stat.st_size, stat.st_mtime_ns]
     note = cache / "exiftool.json"
@@ -139,5 +182,7 @@ if __name__ == "__main__":
             Path(snakemake.input.records),
             Path(snakemake.output.manifest),
             machine=Machine.load(snakemake.params.machine),
+            fields=snakemake.params.fields,
+            carry_over=snakemake.params.carry_over,
             stats=stats,
         )

@@ -1,12 +1,24 @@
-"""The folder of proposed sidecars, and the manifests that say which of them are current."""
+"""The folder of proposed sidecars, and the manifests that say what is proposed for each photo."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from phototagger import names
+from phototagger.errors import UserError
 from phototagger.files import write_atomic
 
-_HEADER = "rel_path\tsha256\n"
+_HEADER = "rel_path\tphoto_sha256\tleader\tsidecar_sha256\n"
+
+
+@dataclass(frozen=True)
+class Proposed:
+    """One photo that has a record and was not left alone; paths are encoded (see `names`)."""
+
+    rel_path: str
+    photo_sha256: str
+    leader: str  # rel_path of the photo of its capture group that was described; mostly itself
+    sidecar_sha256: str | None  # of the proposal's bytes; None: there is nothing to say of it
 
 
 def sidecar_path(folder: Path, rel_path: str) -> Path:
@@ -15,14 +27,22 @@ def sidecar_path(folder: Path, rel_path: str) -> Path:
     return photo.with_name(f"{photo.name}.xmp")
 
 
-def write_manifest(path: Path, rows: Iterable[tuple[str, str]]) -> None:
-    """Write (encoded rel_path of the photo, SHA-256 of its sidecar) rows in the order given."""
-    write_atomic(path, _HEADER + "".join(f"{rel_path}\t{digest}\n" for rel_path, digest in rows))
+def write_manifest(path: Path, rows: Iterable[Proposed]) -> None:
+    """Write the rows in the order given."""
+    lines = (
+        f"{row.rel_path}\t{row.photo_sha256}\t{row.leader}\t{row.sidecar_sha256 or ''}\n"
+        for row in rows
+    )
+    write_atomic(path, _HEADER + "".join(lines))
 
 
-def read_manifest(path: Path) -> dict[str, str]:
-    """Encoded rel_path of the photo -> SHA-256 of its sidecar's bytes, in record order."""
-    with path.open(encoding="utf-8", newline="\n") as file:
-        next(file)
-        rows = (line.rstrip("\n").split("\t", 1) for line in file)
-        return dict(rows)
+def read_manifest(path: Path) -> list[Proposed]:
+    """The rows in record order. Raises UserError for a file that is no manifest."""
+    try:
+        header, *lines = path.read_text("utf-8").split("\n")
+        if f"{header}\n" != _HEADER or lines.pop():
+            raise ValueError("it is cut off, or of another version")
+        rows = (line.split("\t") for line in lines)
+        return [Proposed(name, photo, leader, own or None) for name, photo, leader, own in rows]
+    except ValueError as error:  # also what is not UTF-8, and rows of other lengths
+        raise UserError(f"{path}: not a manifest ({error}); delete it and run again") from error

@@ -29,9 +29,10 @@ def prune_sidecars(folder: Path, manifests: Iterable[Path]) -> int:
     nothing is removed when a manifest cannot be read.
     """
     wanted = {
-        os.fspath(sidecar_path(folder, rel_path))
+        os.fspath(sidecar_path(folder, row.rel_path))
         for manifest in manifests
-        for rel_path in read_manifest(manifest)
+        for row in read_manifest(manifest)
+        if row.sidecar_sha256
     }
     if folder.is_symlink() or not folder.is_dir():
         return 0

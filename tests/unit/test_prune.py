@@ -2,7 +2,8 @@ import os
 
 import pytest
 
-from phototagger.manifest import read_manifest, sidecar_path, write_manifest
+from phototagger.errors import UserError
+from phototagger.manifest import Proposed, read_manifest, sidecar_path, write_manifest
 from phototagger.names import encode
 from phototagger.prune import prune, prune_sidecars
 
@@ -19,8 +20,12 @@ def folder(tmp_path):
 
 def manifest(tmp_path, name, *photos):
     path = tmp_path / f"{name}.tsv"
-    write_manifest(path, [(encode(photo), "0" * 64) for photo in photos])
+    write_manifest(path, [row(encode(photo)) for photo in photos])
     return path
+
+
+def row(rel_path, sidecar="0" * 64):
+    return Proposed(rel_path, "f" * 64, rel_path, sidecar)
 
 
 def files(folder):
@@ -30,9 +35,21 @@ def files(folder):
 def test_manifest_round_trip(tmp_path):
     odd = encode("tab\tand\nline/\udcff.jpg")
     path = tmp_path / "m.tsv"
-    write_manifest(path, [(odd, "1" * 64), ("a.jpg", "2" * 64)])
-    assert list(read_manifest(path).items()) == [(odd, "1" * 64), ("a.jpg", "2" * 64)]
+    rows = [row(odd), Proposed("a.jpg", "e" * 64, "a.cr3", "2" * 64), row("nothing.jpg", None)]
+    write_manifest(path, rows)
+    assert read_manifest(path) == rows
     assert sidecar_path(tmp_path, odd).name == "\udcff.jpg.xmp"
+
+
+@pytest.mark.parametrize("content", ["", "rel_path\tsha256\n", "cut", None, b"\xff"])
+def test_what_is_no_manifest_is_named(tmp_path, content):
+    path = tmp_path / "m.tsv"
+    write_manifest(path, [row("a.jpg")])
+    whole = path.read_bytes()
+    content = whole[:-3] if content is None else content
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(UserError, match=r"m\.tsv: not a manifest .*; delete it and run again"):
+        read_manifest(path)
 
 
 def test_removes_what_no_manifest_lists(folder, tmp_path):
@@ -44,6 +61,9 @@ def test_removes_what_no_manifest_lists(folder, tmp_path):
     assert files(folder) == {"a.jpg.xmp", "trip/new\nline.jpg.xmp", "bad\udcff.jpg.xmp"}
     assert not (folder / "old").exists()
     assert prune_sidecars(folder, iter(manifests)) == 0
+    withdrawn = tmp_path / "3.tsv"
+    write_manifest(withdrawn, [row("a.jpg", None)])
+    assert prune_sidecars(folder, [withdrawn]) == 3  # nothing is proposed for it any more
 
 
 def test_leaves_other_files_and_links(folder, tmp_path):
@@ -87,7 +107,7 @@ def test_without_sidecars_only_the_outdated_ones_go(made, tmp_path):
         for path in (records, sidecar, listed):
             path.parent.mkdir(exist_ok=True)
             path.write_text("")
-        write_manifest(listed, [(f"{name}.jpg", "0" * 64)])
+        write_manifest(listed, [row(f"{name}.jpg")])
         os.utime(records, (1000, 1000))
         os.utime(listed, (1000 + age, 1000 + age))
     prune(shards, results=tmp_path, sidecars=made)

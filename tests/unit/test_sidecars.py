@@ -1,23 +1,20 @@
-import contextlib
 import hashlib
 import json
 import logging
 import os
-import threading
-import time
+import shutil
 
-import psutil
 import pytest
 from sidecars import exiftool_version, sidecars
 
 from phototagger.errors import UserError
 from phototagger.job import Stats
 from phototagger.machine import Machine
-from phototagger.manifest import read_manifest
+from phototagger.manifest import Proposed, read_manifest
 from phototagger.names import encode
 from phototagger.plan import Root, Roots
 from phototagger.prune import prune_sidecars
-from phototagger.xmp import parse_xmp
+from phototagger.xmp import FIELDS, WriteFailure, parse, write_xmp
 
 NAMES = [
     "plain.jpg",
@@ -36,9 +33,27 @@ NAMES = [
 ]
 
 
+FIELDS_ON = {f.switch: True for f in FIELDS if f.switch} | {"provenance": True}
+
+
 def record(name, *keywords, **more):
-    entries = [{"keyword": k, "path": ["thing", k], "synonyms": []} for k in keywords]
-    return {"rel_path": encode(name), "keywords": entries} | more
+    entries = [
+        {"keyword": k, "path": ["thing", k], "synonyms": [], "source": "vlm", "score": None}
+        for k in keywords
+    ]
+    return {
+        "rel_path": encode(name),
+        "sha256": hashlib.sha256(os.fsencode(name)).hexdigest(),
+        "embedded": {},
+        "inherited_from": None,
+        "tagged": False,
+        "keywords": entries,
+    } | more
+
+
+def listed(shard):
+    """The photos that have a sidecar, in the manifest's order."""
+    return [row.rel_path for row in read_manifest(shard.manifest) if row.sidecar_sha256]
 
 
 class Shard:
@@ -51,12 +66,20 @@ class Shard:
         roots = Roots([Root("photos", "/nowhere")])
         self.machine = Machine(roots, tmp / "cache", tmp, tmp, "cpu", 1)
 
-    def run(self, *records):
+    def run(self, *records, fields=FIELDS_ON, carry_over=()):
         lines = (json.dumps(r, ensure_ascii=False) + "\n" for r in records)
         self.records.write_text("".join(lines), encoding="utf-8")
         self.manifest.unlink(missing_ok=True)  # as Snakemake does before a job
         stats = Stats()
-        sidecars(self.records, self.manifest, machine=self.machine, folder=self.folder, stats=stats)
+        sidecars(
+            self.records,
+            self.manifest,
+            machine=self.machine,
+            fields=fields,
+            carry_over=carry_over,
+            folder=self.folder,
+            stats=stats,
+        )
         return stats
 
     def files(self):
@@ -78,12 +101,12 @@ def test_any_name(shard):
     files = shard.files()
     assert set(files) == {f"{name}.xmp" for name in NAMES}
     for n, name in enumerate(NAMES):
-        assert parse_xmp(files[f"{name}.xmp"].read_bytes())["XMP-dc:Subject"] == ["thing", f"k{n}"]
-    listed = read_manifest(shard.manifest)
-    assert list(listed) == [encode(name) for name in NAMES]
-    for name, digest in listed.items():
-        content = files[f"{NAMES[list(listed).index(name)]}.xmp"].read_bytes()
-        assert hashlib.sha256(content).hexdigest() == digest
+        content = files[f"{name}.xmp"].read_bytes()
+        assert parse(content).values["XMP-dc:Subject"] == ["thing", f"k{n}"]
+        row = read_manifest(shard.manifest)[n]
+        photo = hashlib.sha256(os.fsencode(name)).hexdigest()
+        digest = hashlib.sha256(content).hexdigest()
+        assert row == Proposed(encode(name), photo, encode(name), digest)
 
 
 def test_second_run_touches_nothing(shard):
@@ -134,12 +157,60 @@ def test_photos_without_keywords_have_no_sidecar(shard):
     stats = shard.run(record("a.jpg", "cat"), record("b.jpg"))
     assert (stats.photos, stats.computed, stats.skipped) == (2, 1, 1)
     assert set(shard.files()) == {"a.jpg.xmp"}
-    assert list(read_manifest(shard.manifest)) == ["a.jpg"]
+    assert listed(shard) == ["a.jpg"]
 
 
 def test_empty_shard(shard):
     shard.run()
-    assert read_manifest(shard.manifest) == {}
+    assert read_manifest(shard.manifest) == []
+
+
+def test_every_record_is_listed_but_for_tagged_ones(shard):
+    stats = shard.run(
+        record("a.jpg", "cat"),
+        record("a.cr3", "cat", inherited_from="a.jpg"),
+        record("nothing.jpg"),
+        record("tagged.jpg", "cat", tagged=True),
+    )
+    assert (stats.photos, stats.computed, stats.skipped) == (4, 2, 2)
+    assert set(shard.files()) == {"a.jpg.xmp", "a.cr3.xmp"}
+    rows = read_manifest(shard.manifest)
+    assert [(row.rel_path, row.leader, row.sidecar_sha256 is None) for row in rows] == [
+        ("a.jpg", "a.jpg", False),
+        ("a.cr3", "a.jpg", False),
+        ("nothing.jpg", "nothing.jpg", True),
+    ]
+    inherited = parse(shard.files()["a.cr3.xmp"].read_bytes())
+    assert inherited.marks.inherited_from == "a.jpg"
+
+
+def test_settings_and_embedded_values_shape_the_sidecar(shard):
+    inside = {"XMP-dc:Subject": ["Tom"], "XMP-dc:Title": ["Mine"]}
+    photo = record("a.jpg", "cat", embedded=inside)
+    shard.run(photo)
+    values = parse(shard.files()["a.jpg.xmp"].read_bytes()).values
+    assert values["XMP-mediapro:CatalogSets"] == ["Tom", "thing|cat"]
+    assert "XMP-dc:Title" not in values
+    stats = shard.run(photo, fields=FIELDS_ON | {"catalog_sets": False}, carry_over=["title"])
+    assert stats.computed == 1
+    values = parse(shard.files()["a.jpg.xmp"].read_bytes()).values
+    assert "XMP-mediapro:CatalogSets" not in values
+    assert values["XMP-dc:Title"] == ["Mine"]
+
+
+def test_one_that_cannot_be_written_is_a_warning(shard, monkeypatch, caplog):
+    def write(items):
+        return [
+            WriteFailure(f"{item.name}: odd") if item.name == "b.jpg" else content
+            for item, content in zip(items, write_xmp(items), strict=True)
+        ]
+
+    monkeypatch.setattr("phototagger.xmp.write_xmp", write)
+    with caplog.at_level(logging.WARNING):
+        stats = shard.run(record("a.jpg", "cat"), record("b.jpg", "dog"))
+    assert (stats.computed, stats.skipped) == (1, 1)
+    assert listed(shard) == ["a.jpg"]
+    assert "b.jpg: odd" in caplog.text
 
 
 def test_vanished_photos_and_keywords_go_through_prune(shard):
@@ -166,7 +237,7 @@ def test_name_too_long_is_a_warning(shard, caplog):
         stats = shard.run(record(long, "cat"), record("a.jpg", "cat"))
     assert (stats.computed, stats.skipped) == (1, 1)
     assert set(shard.files()) == {"a.jpg.xmp"}
-    assert list(read_manifest(shard.manifest)) == ["a.jpg"]
+    assert listed(shard) == ["a.jpg"]
     assert f"{long}: no sidecar" in caplog.text
 
 
@@ -206,37 +277,42 @@ def test_version_is_asked_once_per_executable(shard, tmp_path, monkeypatch):
     assert calls.read_text() == "x\nx\n"
 
 
-def test_exiftool_killed(shard, tmp_path, monkeypatch):
+@pytest.fixture
+def dying(tmp_path, monkeypatch):
+    """Put an ExifTool first on the PATH that is killed in the calls whose numbers are in a file."""
+    fake = tmp_path / "bin" / "exiftool"
+    fake.parent.mkdir()
+    fake.write_text(
+        "#!/bin/sh\n"
+        f'case "$*" in *-ver*) ;; *) echo x >> {tmp_path}/calls\n'
+        f"  grep -qx $(wc -l < {tmp_path}/calls) {tmp_path}/deadly && kill -9 $$ ;; esac\n"
+        f'exec {shutil.which("exiftool")} "$@"\n'
+    )
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
-    records = [record(f"{n}.jpg", f"k{n}") for n in range(600)]
-    killed = []
+    return tmp_path / "deadly"
 
-    def kill_the_second_process():
-        deadline = time.monotonic() + 30
-        first = None
-        while time.monotonic() < deadline and not killed:
-            for child in psutil.Process().children():
-                with contextlib.suppress(psutil.Error):  # it may just have ended
-                    if "arguments" not in child.cmdline():
-                        continue
-                    first = first or child.pid
-                    if child.pid != first:
-                        child.kill()
-                        killed.append(child.pid)
 
-    exiftool_version(shard.machine.cache / "sidecars")
-    killer = threading.Thread(target=kill_the_second_process)
-    killer.start()
+def test_exiftool_killed_again_and_again(shard, tmp_path, dying):
+    dying.write_text("".join(f"{n}\n" for n in range(2, 100)))
+    records = [record(f"{n}.jpg", f"k{n}") for n in range(300)]
     with pytest.raises(UserError, match=r"exiftool: ended abnormally \(signal 9; .*\); run the"):
         shard.run(*records)
-    killer.join()
-    assert killed
     assert shard.files() == {}
     assert not shard.manifest.exists()
-    assert list(temporary.iterdir()) == []
+    assert list((tmp_path / "temporary").iterdir()) == []
 
+    dying.write_text("")
     stats = shard.run(*records)  # what the first process made was kept
-    assert (stats.computed, stats.cached) == (600 - 256, 256)
-    assert len(shard.files()) == 600
+    assert (stats.computed, stats.cached) == (300 - 256, 256)
+    assert len(shard.files()) == 300
+
+
+def test_exiftool_killed_once(shard, dying):
+    dying.write_text("1\n")
+    records = [record(f"{n}.jpg", f"k{n}") for n in range(20)]
+    assert shard.run(*records).computed == 20
+    assert len(shard.files()) == 20
