@@ -1,33 +1,41 @@
 """Rule thumbs: one read of each photo gives its SHA-256, size, metadata and thumbnail.
 
 Nothing is done twice: a file whose size and mtime are known is not read, and content that is known,
-under whatever name, is not decoded. A photo with a problem is a row that says so.
+under whatever name, is not decoded. A photo with a problem is a row that says so. What persons
+wrote into sidecars counts like what they embedded, and decides with it whether a photo is tagged
+already.
 """
 
 import hashlib
+import json
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from phototagger import own_metadata
+from phototagger.aliases import Aliases
+from phototagger.beside import Folder, read_packet
 from phototagger.exiftool import ExifTool
 from phototagger.images import RAW_FORMATS, check_pixels
 from phototagger.job import Stats, job
 from phototagger.machine import Machine
-from phototagger.plan import Photo, read_listing
+from phototagger.plan import Photo, Roots, read_listing
 from phototagger.problems import PhotoProblem
 from phototagger.statcache import StatCache
 from phototagger.tables import THUMBS, write_table
+from phototagger.tagged import is_tagged
 from phototagger.thumbnails import ThumbCache, make_thumb, read_photo, stat_photo
+from phototagger.xmp import Values
 
 log = logging.getLogger(__name__)
 
 _RAW_SUFFIXES = tuple(f".{name.lower()}" for name in RAW_FORMATS)
 _COLUMNS = ("sha256", "bytes", "width", "height", "orientation", "format")
 _EXIF_COLUMNS = ("taken_at", "camera", "lens", "gps")
-_OWN_COLUMNS = ("own_caption", "own_description", "own_keywords", "place")
+_OTHER_COLUMNS = ("place", "dhash")
 
 
 class _Shard:
@@ -41,6 +49,9 @@ class _Shard:
         exiftool: ExifTool,
         max_pixels: int,
         max_bytes: int,
+        sidecars: Mapping[str, list[Path]],
+        tagged_fields: Collection[str],
+        tagged_by: Collection[str],
     ):
         self.machine = machine
         self.kept = kept
@@ -48,6 +59,10 @@ class _Shard:
         self.exiftool = exiftool
         self.max_pixels = max_pixels
         self.max_bytes = max_bytes
+        self.sidecars = sidecars
+        self.tagged_fields = tagged_fields
+        self.tagged_by = tagged_by
+        self.aliases = Aliases(machine.cache)
         # Two copies of one photo must not be decoded side by side; 64 locks stand for all contents.
         self._locks = [threading.Lock() for _ in range(64)]
 
@@ -61,9 +76,24 @@ class _Shard:
             log.warning("%s: %s: %s", photo.rel_path, problem.kind, problem.message)
             trouble = {"problem_kind": problem.kind, "problem": problem.message}
             return row | {"status": "problem"} | trouble, False
-        for column in _COLUMNS + _EXIF_COLUMNS + _OWN_COLUMNS:
+        for column in _COLUMNS + _EXIF_COLUMNS + _OTHER_COLUMNS:
             row[column] = fields[column]
+        row |= self._own(photo, fields["embedded"], fields["ours"])
+        row["picture"] = self.aliases.first(fields["sha256"])
         return row | {"status": "ok", "thumb": self.kept.name(fields["sha256"])}, decoded
+
+    def _own(self, photo: Photo, embedded: Values, ours: Values) -> dict[str, Any]:
+        """What the photo and its sidecars say; sidecars before what is embedded."""
+        packets = []
+        for path in self.sidecars.get(photo.rel_path, ()):
+            if packet := read_packet(path):
+                packets.append(packet)
+            else:
+                log.warning("%s: %s", photo.rel_path, "a sidecar that cannot be read is ignored")
+        theirs = own_metadata.join([*(packet.theirs for packet in packets), embedded])
+        said = own_metadata.join([*(own_metadata.ours_of(packet) for packet in packets), ours])
+        tagged = is_tagged(theirs, said, self.tagged_fields, self.tagged_by)
+        return own_metadata.columns(theirs) | {"embedded": json.dumps(embedded), "tagged": tagged}
 
     def _fields(self, photo: Photo, row: dict[str, Any]) -> tuple[dict[str, Any], bool]:
         path = self.machine.roots.locate(photo.rel_path)
@@ -103,6 +133,24 @@ class _Shard:
         return thumb.fields
 
 
+def _sidecars(photos: Iterable[Photo], roots: Roots) -> dict[str, list[Path]]:
+    """rel_path -> sidecars, of photos whose listing says that there is something in them."""
+    by_folder: dict[Path, list[tuple[str, Path]]] = {}
+    for photo in photos:
+        if photo.sidecar:
+            path = roots.locate(photo.rel_path)
+            by_folder.setdefault(path.parent, []).append((photo.rel_path, path))
+    found = {}
+    for folder, members in by_folder.items():
+        try:
+            beside = Folder(folder, {path.suffix for _, path in members})
+        except OSError as error:  # its photos will be problems, too
+            log.warning("sidecars of %d photos: %s", len(members), error.strerror)
+            continue
+        found |= {rel_path: beside.existing(path.name) for rel_path, path in members}
+    return found
+
+
 def thumbs(
     listing: Path,
     output: Path,
@@ -112,6 +160,8 @@ def thumbs(
     quality: int,
     max_pixels: int,
     max_bytes: int,
+    tagged_fields: Collection[str] = (),
+    tagged_by: Collection[str] = ("person",),
     threads: int = 1,
     digests: Mapping[str, str] | None = None,
     stats: Stats | None = None,
@@ -119,7 +169,7 @@ def thumbs(
     """Write the thumbs table of one shard: one row per listed photo, in the listing's order.
 
     `size` is the thumbnails' long edge in pixels, `quality` that of JPEG. At most `threads` photos
-    are in memory at a time.
+    are in memory at a time. `tagged_fields` and `tagged_by` say what makes a photo a tagged one.
     """
     stats = stats or Stats()
     photos = read_listing(listing)
@@ -131,7 +181,10 @@ def thumbs(
             photo.rel_path.lower().endswith(_RAW_SUFFIXES) for photo in photos
         ):
             exiftool.start()  # before there are threads: starting a process beside them is delicate
-        shard = _Shard(machine, kept, known, exiftool, max_pixels, max_bytes)
+        sidecars = _sidecars(photos, machine.roots)
+        limits = (max_pixels, max_bytes)
+        tagged = (tagged_fields, tagged_by)
+        shard = _Shard(machine, kept, known, exiftool, *limits, sidecars, *tagged)
         pool = ThreadPoolExecutor(max(1, threads))
         try:
             for row, decoded in pool.map(shard.row, photos):
@@ -159,6 +212,8 @@ if __name__ == "__main__":
             quality=snakemake.params.quality,
             max_pixels=snakemake.params.max_pixels,
             max_bytes=snakemake.params.max_bytes,
+            tagged_fields=snakemake.params.tagged_fields,
+            tagged_by=snakemake.params.tagged_by,
             threads=snakemake.threads,
             digests={"listing": snakemake.params.listing, "code": snakemake.params.code},
             stats=stats,

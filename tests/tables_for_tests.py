@@ -17,20 +17,21 @@ from record import record
 from score import score
 from summary import summary
 
-from phototagger import plan
+from phototagger import config, plan
 from phototagger.files import write_atomic
 from phototagger.job import Stats
 from phototagger.machine import Machine
-from phototagger.manifest import write_manifest
+from phototagger.manifest import Proposed, write_manifest
 from phototagger.plan import Photo, Root, Roots, Shard
 from phototagger.prompts import FIELDS
+from phototagger.proposal import propose
 from phototagger.records import read_records
-from phototagger.tables import THUMBS, embeddings_schema, write_table
-from phototagger.xmp import sidecar_values
+from phototagger.tables import THUMBS, embeddings_schema, goes_on, write_table
 
 MODEL = "demo-clip"
 SETUP = "tiny-vlm_llama.cpp"
 RUN_ID = "0123456789abcdef"
+SWITCHES = config.load(None, {}, {}).metadata.fields
 DIMENSION = 8
 LABELS = [
     {"label": "cat", "path": ["animal", "cat"], "synonyms": ["kitty"]},
@@ -119,9 +120,14 @@ class Library:
     def manifests(self) -> None:
         for shard in self.shards:
             rows = [
-                (r["rel_path"], "0" * 64)
+                Proposed(
+                    r["rel_path"],
+                    r["sha256"],
+                    r["inherited_from"] or r["rel_path"],
+                    "0" * 64 if propose(r, SWITCHES, ()) else None,
+                )
                 for r in read_records(self.path("records", shard.name, ".jsonl"))
-                if sidecar_values(r)
+                if not r["tagged"]
             ]
             write_manifest(self.path("sidecars-manifest", shard.name, ".tsv"), rows)
 
@@ -148,6 +154,7 @@ class Library:
             self.results / "folder_medoids.csv",
             output,
             manifests=self.paths("sidecars-manifest", ".tsv"),
+            switches=SWITCHES,
             fields=fields,
         )
         return json.loads(output.read_text())
@@ -177,9 +184,9 @@ def make_library(
     """Write plan, thumbs, embeddings, labels and scores of photos that do not exist.
 
     `problems`: rel_path -> (stage, kind). `contents`: rel_path -> content, where it is not the
-    rel_path itself; photos with equal content are copies. `own`: rel_path -> columns of what the
-    photo's own metadata says. `fields` are described; `answers`: (rel_path, field) -> what differs
-    from a good answer, see `failed` and `skipped`.
+    rel_path itself; photos with equal content are copies. `own`: rel_path -> columns of thumbs that
+    differ, such as what the photo's own metadata says. `fields` are described; `answers`:
+    (rel_path, field) -> what differs from a good answer, see `failed` and `skipped`.
     """
     problems, contents, own, answers = problems or {}, contents or {}, own or {}, answers or {}
     photos = [Photo(path, 1000, 1) for path in sorted(set(rel_paths), key=plan.sort_key)]
@@ -196,7 +203,7 @@ def make_library(
         embedded = {
             row["sha256"]: _embedding(row["sha256"], problems.get(row["rel_path"]))
             for row in rows
-            if row["status"] == "ok"
+            if goes_on(row)
         }
         schema = embeddings_schema(DIMENSION)
         write_table(library.path("embeddings", name, ".parquet"), schema, embedded.values(), {})
@@ -214,7 +221,7 @@ def make_library(
             lines = [
                 answer(row, field) | answers.get((row["rel_path"], field), {})
                 for row in rows
-                if row["status"] == "ok"
+                if goes_on(row)
                 for field in FIELDS
                 if field in fields
             ]
@@ -260,6 +267,7 @@ def answer(row: Mapping[str, Any], field: str) -> dict[str, Any]:
         "server": "b6001",
         "profile": "default",
         "prompt_digest": "c" * 64,
+        "inherited_from": None,
     } | _AFTER_PROMPT
 
 
@@ -319,10 +327,17 @@ def _thumb(
         "camera": "Canon EOS R5" if day % 3 else None,
         "lens": None,
         "gps": {"lat": 48.1234567, "lon": -11.5} if day % 5 else None,
+        "own_title": None,
         "own_caption": None,
         "own_description": None,
+        "own_alt_text": None,
+        "own_rating": None,
         "own_keywords": [],
+        "own_paths": [],
         "place": None,
+        "embedded": "{}",
+        "tagged": False,
+        "dhash": sha256[:16],
         "thumb": f"512/{sha256[:2]}/{sha256[:40]}.jpg",
         "status": "ok",
     }

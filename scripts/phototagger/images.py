@@ -581,7 +581,9 @@ def _preview(
         wanted = ("-G1", "-ImageSize#", "-Preview:all", *exif.EXIFTOOL_TAGS)
         wanted += own_metadata.EXIFTOOL_TAGS
         tags = exiftool.tags(link, *wanted)
-        fields, own = exif.from_exiftool(tags), own_metadata.from_exiftool(tags)
+        has_xmp = tags.pop("XMP:XMP", None) is not None
+        packet = exiftool.execute("-b", "-XMP", str(link)) if has_xmp else b""
+        fields, own = exif.from_exiftool(tags), own_metadata.from_exiftool(tags, packet)
         width, height = _image_size(tags)
         if width and height:
             check_pixels(width, height, max_pixels)

@@ -2,7 +2,8 @@
 
 Made when the Snakefile is parsed by the main process; jobs only read it. Below `results/plan/`:
 
-* `shards/{shard}.tsv`  the listing of a shard: rel_path, size, mtime_ns; no machine's paths in it
+* `shards/{shard}.tsv`  the listing of a shard: rel_path, size, mtime_ns, and a digest of what a
+                        person says in sidecars beside the photo; no machine's paths in it
 * `machine.json`        where the roots lie on this machine (see `machine`)
 * `index.json`          shards in path order with listing digest and counts, and the run_id
 
@@ -20,7 +21,7 @@ import json
 import os
 import stat
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -32,7 +33,10 @@ from phototagger.files import write_if_changed
 # With the 60 to 80 % fill of a radix tree, a plan of about 1,000 shards: Snakemake's comfort.
 MAX_SHARDS = 640
 
-NEVER_PHOTOS = ("_original", "_exiftool_tmp")
+NEVER_PHOTOS = ("_original", "_exiftool_tmp", ".xmp")
+
+# A folder and its entries -> names of photos -> what their sidecars say (see `tokens`).
+Sidecars = Callable[[str, Sequence[os.DirEntry[str]]], Mapping[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,7 @@ class Photo:
     rel_path: str
     size: int
     mtime_ns: int
+    sidecar: str = ""
 
 
 @dataclass(frozen=True)
@@ -144,8 +149,15 @@ def is_photo(name: str, extensions: tuple[str, ...]) -> bool:
     )
 
 
-def scan(roots: Roots, options: ScanOptions, avoid: Iterable[Path] = ()) -> list[Photo]:
+def scan(
+    roots: Roots,
+    options: ScanOptions,
+    avoid: Iterable[Path] = (),
+    sidecars: Sidecars | None = None,
+) -> list[Photo]:
     """All photos below the roots, sorted by path, each folder once, `avoid` left out.
+
+    `sidecars` says what lies beside the photos; it is asked about folders with `.xmp` files only.
 
     Folders that cannot be listed raise UserError: a part of a library that silently vanished would
     take its results with it.
@@ -158,15 +170,14 @@ def scan(roots: Roots, options: ScanOptions, avoid: Iterable[Path] = ()) -> list
         prefix = f"{root.name}/" if len(roots.roots) > 1 else ""
         top = names.decode(root.path)
         only = {names.decode(name) for name in root.only} if root.only is not None else None
-        for rel, info in _walk(
-            top, prefix, options.recursive and only is None, extensions, visited
-        ):
+        recursive = options.recursive and only is None
+        for rel, info, token in _walk(top, prefix, recursive, extensions, visited, sidecars):
             if only is not None and rel.removeprefix(prefix) not in only:
                 continue
             text = names.encode(rel)
             if _excluded(text, options.exclude):
                 continue
-            photos.append((sort_key(text), Photo(text, info.st_size, info.st_mtime_ns)))
+            photos.append((sort_key(text), Photo(text, info.st_size, info.st_mtime_ns, token)))
     photos.sort()
     return [photo for _, photo in photos[: options.max_images]]
 
@@ -190,9 +201,11 @@ def _walk(
     recursive: bool,
     extensions: tuple[str, ...],
     visited: set[tuple[int, int]],
-) -> Iterator[tuple[str, os.stat_result]]:
-    """Photos below `top`; every folder is entered once, whichever way symlinks lead to it.
+    sidecars: Sidecars | None,
+) -> Iterator[tuple[str, os.stat_result, str]]:
+    """Photos below `top`, with their sidecars' tokens.
 
+    Every folder is entered once, whichever way symlinks lead to it.
     Real folders go before symlinked ones, so that a photo keeps the name of the place where it is,
     and folders are visited in sorted order, so that the outcome does not depend on the disk.
     """
@@ -207,11 +220,12 @@ def _walk(
             raise UserError(
                 f"{folder}: cannot be listed ({error.strerror}); make it readable or exclude it"
             ) from error
+        beside = sidecars(folder, entries) if sidecars and _has_sidecars(entries) else {}
         for entry in entries:
             if entry.name.startswith("."):
                 continue
             if is_photo(entry.name, extensions) and (info := _stat_file(entry)):
-                yield rel + entry.name, info
+                yield rel + entry.name, info, beside.get(entry.name, "")
                 continue
             if not recursive:
                 continue
@@ -224,6 +238,10 @@ def _walk(
             folder, rel = linked.pop()
             if _first_visit(os.stat(folder), visited):
                 real.append((folder, rel))
+
+
+def _has_sidecars(entries: Iterable[os.DirEntry[str]]) -> bool:
+    return any(entry.name[-4:].lower() == ".xmp" for entry in entries)
 
 
 def _first_visit(info: os.stat_result, visited: set[tuple[int, int]]) -> bool:
@@ -285,8 +303,8 @@ def _first_difference(first: bytes, last: bytes) -> tuple[int, int]:
 
 
 def format_listing(photos: Iterable[Photo]) -> bytes:
-    rows = (f"{p.rel_path}\t{p.size}\t{p.mtime_ns}\n" for p in photos)
-    return b"rel_path\tsize\tmtime_ns\n" + "".join(rows).encode()
+    rows = (f"{p.rel_path}\t{p.size}\t{p.mtime_ns}\t{p.sidecar}\n" for p in photos)
+    return b"rel_path\tsize\tmtime_ns\tsidecar\n" + "".join(rows).encode()
 
 
 def read_listing(path: Path) -> list[Photo]:
@@ -294,7 +312,7 @@ def read_listing(path: Path) -> list[Photo]:
     with path.open(encoding="utf-8", newline="\n") as file:
         next(file)
         rows = (line.rstrip("\n").split("\t") for line in file)
-        return [Photo(name, int(size), int(mtime)) for name, size, mtime in rows]
+        return [Photo(name, int(size), int(mtime), token) for name, size, mtime, token in rows]
 
 
 def digest(content: bytes) -> str:

@@ -22,6 +22,7 @@ THUMBS = pa.schema(
     [
         ("rel_path", pa.string()),
         ("sha256", pa.string()),
+        ("picture", pa.string()),  # SHA-256 under which the picture was first seen (see aliases)
         ("bytes", pa.int64()),
         ("width", pa.int32()),  # of the photo, upright
         ("height", pa.int32()),
@@ -31,11 +32,21 @@ THUMBS = pa.schema(
         ("camera", pa.string()),
         ("lens", pa.string()),
         ("gps", GPS),
-        # embedded in the photo: by a person, or by software on a person's behalf
+        # of a person, or of software on a person's behalf: embedded in the photo or in its sidecars
+        ("own_title", pa.string()),
         ("own_caption", pa.string()),
         ("own_description", pa.string()),
+        ("own_alt_text", pa.string()),
+        (
+            "own_rating",
+            pa.string(),
+        ),  # as found: -1 (rejected) to 5, but not 0
         ("own_keywords", pa.list_(pa.string())),
+        ("own_paths", pa.list_(pa.list_(pa.string()))),  # hierarchical ones, from the top down
         ("place", pa.string()),
+        ("embedded", pa.string()),  # JSON: tag of xmp.FIELDS -> values; without those of sidecars
+        ("tagged", pa.bool_()),  # there is all that the configuration asks for
+        ("dhash", pa.string()),  # difference hash of the thumbnail, 64 bits as hex
         ("thumb", pa.string()),  # relative to <cache>/thumbs
         ("status", pa.string()),
         ("problem_kind", pa.string()),
@@ -68,6 +79,11 @@ SCORES = pa.schema(
         ("over_threshold", pa.list_(SCORE)),
     ]
 )
+
+
+def goes_on(row: Mapping[str, Any]) -> bool:
+    """Whether a row of THUMBS is of a photo that later stages look at: readable, not tagged."""
+    return row["status"] == "ok" and not row["tagged"]
 
 
 def write_table(

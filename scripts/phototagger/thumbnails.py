@@ -20,16 +20,20 @@ from PIL import Image, UnidentifiedImageError
 from phototagger import images
 from phototagger.exiftool import ExifTool
 from phototagger.files import write_atomic
+from phototagger.groups import dhash
 from phototagger.machine import Machine
 from phototagger.problems import PhotoProblem
 
 # Raise when the same photo, size and quality would give other bytes or other fields than before.
-RECIPE = "2"
+RECIPE = "3"
+# Raise along with it when the bytes are others: embeddings and answers are made anew then.
+PIXELS = "2"
 
 
 @dataclass(frozen=True)
 class Thumb:
-    """A thumbnail, and the columns of a row that depend on the photo's content only."""
+    """A thumbnail, and what a row says that depends on the photo's content only: columns, and
+    `embedded` and `ours` as in `OwnMetadata`."""
 
     jpeg: bytes
     fields: dict[str, Any]
@@ -120,6 +124,7 @@ def make_thumb(
         "format": photo.format,
         **asdict(photo.exif),
         **asdict(photo.own),
+        "dhash": dhash(photo.image),
     }
     return Thumb(_encode(photo.image, quality), fields)
 

@@ -12,8 +12,9 @@ from odd_photos import dng, encoded, heic, picture
 from PIL import Image
 
 from phototagger import images, own_metadata
-from phototagger.own_metadata import OwnMetadata
+from phototagger.own_metadata import OwnMetadata, columns
 from phototagger.thumbnails import make_thumb
+from phototagger.xmp import Item, Marks, text_digest, write_xmp
 
 XMP = {
     "XMP-photoshop:Headline": "Überschrift 東京",
@@ -27,10 +28,14 @@ XMP = {
     "XMP-photoshop:Country": "Germany",
 }
 FROM_XMP = OwnMetadata(
-    "Überschrift 東京",
-    "First line.\nSecond line.",
-    ["Cat", "007", "true", "1e5", "Überlingen"],
-    "Harbour, Überlingen, Germany",
+    {
+        "XMP-dc:Subject": ["Cat", "007", "true", "1e5"],
+        "XMP-lr:HierarchicalSubject": ["animal|cat", "place|Überlingen"],
+        "XMP-dc:Title": ["a title"],
+        "XMP-dc:Description": ["First line.\nSecond line."],
+        "XMP-photoshop:Headline": ["Überschrift 東京"],
+    },
+    place="Harbour, Überlingen, Germany",
 )
 IPTC = {
     "IPTC:ObjectName": "Vor der Mühle",
@@ -39,7 +44,17 @@ IPTC = {
     "IPTC:City": "Überlingen",
     "IPTC:Province-State": "Baden",
 }
-FROM_IPTC = OwnMetadata("Vor der Mühle", "Ein Kätzchen", ["Mühle", "CAT"], "Überlingen, Baden")
+FROM_IPTC = OwnMetadata(
+    {
+        "XMP-dc:Subject": ["Mühle", "CAT"],
+        "XMP-dc:Title": ["Vor der Mühle"],
+        "XMP-dc:Description": ["Ein Kätzchen"],
+    },
+    place="Überlingen, Baden",
+)
+NO_COLUMNS = dict.fromkeys(
+    ("own_title", "own_caption", "own_description", "own_alt_text", "own_rating")
+) | {"own_keywords": [], "own_paths": []}
 FORMATS = {
     "jpg": lambda: encoded(picture()),
     "png": lambda: encoded(picture(), "PNG"),
@@ -60,6 +75,10 @@ def tagged(folder: Path, suffix: str, tags: dict, *options: str) -> bytes:
     command = ["exiftool", "-config", "", "-q", "-overwrite_original", *options, *arguments, path]
     subprocess.run(command, check=True)
     return path.read_bytes()
+
+
+def headline(text: str, place: str | None = None) -> OwnMetadata:
+    return OwnMetadata({"XMP-photoshop:Headline": [text]}, place=place)
 
 
 def own(data: bytes) -> OwnMetadata:
@@ -83,16 +102,22 @@ def test_iptc_in_every_charset(tmp_path: Path, suffix: str, charset: str) -> Non
 @pytest.mark.parametrize("suffix", ["jpg", "tif", "dng"])
 def test_xmp_before_iptc_before_exif(tmp_path: Path, suffix: str) -> None:
     found = own(tagged(tmp_path, suffix, XMP | IPTC | {"IFD0:ImageDescription": "exif"}))
-    assert found.own_caption == FROM_XMP.own_caption
-    assert found.own_description == FROM_XMP.own_description
-    assert found.own_keywords == ["Cat", "007", "true", "1e5", "Mühle", "Überlingen"]
+    more = {"XMP-dc:Subject": ["Cat", "007", "true", "1e5", "Mühle", "CAT"]}
+    assert found.embedded == FROM_XMP.embedded | more
+    assert columns(found.embedded) == NO_COLUMNS | {
+        "own_title": "a title",
+        "own_caption": "Überschrift 東京",
+        "own_description": "First line.\nSecond line.",
+        "own_keywords": ["Cat", "007", "true", "1e5", "Mühle", "Überlingen"],
+        "own_paths": [["animal", "cat"], ["place", "Überlingen"]],
+    }
     assert found.place == "Harbour, Überlingen, Baden, Germany"
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp", "dng"])
 def test_description_in_exif(tmp_path: Path, suffix: str) -> None:
     found = own(tagged(tmp_path, suffix, {"IFD0:ImageDescription": "Ein Kätzchen"}))
-    assert found == OwnMetadata(own_description="Ein Kätzchen")
+    assert found == OwnMetadata({"XMP-dc:Description": ["Ein Kätzchen"]})
 
 
 @pytest.mark.parametrize(
@@ -111,12 +136,12 @@ def test_what_cameras_write_is_no_description(tmp_path: Path, default: str) -> N
     tags = {"XMP-dc:Title": default, "XMP-dc:Description": default, "ImageDescription": default}
     assert own(tagged(tmp_path, "jpg", tags)) == OwnMetadata()
     found = own(tagged(tmp_path, "jpg", tags | {"IPTC:Caption-Abstract": "In the harbour"}))
-    assert found == OwnMetadata(own_description="In the harbour")
+    assert found == OwnMetadata({"XMP-dc:Description": ["In the harbour"]})
 
 
 @pytest.mark.parametrize("text", ["2024", "Digital cameras of 1999", "DSC meeting", "Dcimboat"])
 def test_what_people_write_is_one(text: str) -> None:
-    assert own_metadata.from_exiftool({"XMP-dc:Title": text}).own_caption == text
+    assert own_metadata.from_exiftool({"IPTC:Headline": text}) == headline(text)
 
 
 # ---------------------------------------------------------------------------------------- packets
@@ -137,7 +162,7 @@ def jpeg_with(packet: bytes) -> bytes:
 
 def test_properties_as_attributes_and_padding() -> None:
     packet = (PACKET % HEADLINE).encode() + b" " * 2000 + b"\0"
-    assert own(jpeg_with(packet)) == OwnMetadata("by attribute", place="Ulm")
+    assert own(jpeg_with(packet)) == headline("by attribute", "Ulm")
 
 
 def test_descriptions_inside_of_a_value_do_not_count() -> None:
@@ -149,7 +174,7 @@ def test_descriptions_inside_of_a_value_do_not_count() -> None:
 def test_default_language_wins_wherever_it_stands() -> None:
     items = '<rdf:li xml:lang="de">Hafen</rdf:li><rdf:li xml:lang="x-default">Harbour</rdf:li>'
     title = f"<rdf:Description><dc:title><rdf:Alt>{items}</rdf:Alt></dc:title></rdf:Description>"
-    assert own(jpeg_with((PACKET % title).encode())) == OwnMetadata("Harbour")
+    assert own(jpeg_with((PACKET % title).encode())) == OwnMetadata({"XMP-dc:Title": ["Harbour"]})
 
 
 def bomb() -> str:
@@ -195,16 +220,16 @@ def test_a_deep_or_huge_packet_costs_little() -> None:
 
 
 def test_lengths_are_bounded() -> None:
-    found = own_metadata.from_exiftool(
+    found = columns(
         {
-            "XMP-dc:Title": "t" * 5000,
-            "XMP-dc:Description": "d" * 50_000,
+            "XMP-dc:Title": ["t" * 5000],
+            "XMP-dc:Description": ["d" * 50_000],
             "XMP-dc:Subject": [f"{n} " + "k" * 300 for n in range(3000)],
         }
     )
-    assert (len(found.own_caption), len(found.own_description)) == (1000, 10_000)
-    assert len(found.own_keywords) == 1000
-    assert max(map(len, found.own_keywords)) == 200
+    assert (len(found["own_caption"]), len(found["own_description"])) == (1000, 10_000)
+    assert len(found["own_keywords"]) == 1000
+    assert max(map(len, found["own_keywords"])) == 200
 
 
 @given(st.binary(max_size=200), st.binary(max_size=60))
@@ -216,12 +241,126 @@ def test_never_raises(xmp: bytes, iptc: bytes) -> None:
     assert own_metadata.from_exif({0x010E: iptc, 0x02BC: xmp}) is not None
 
 
+# -------------------------------------------------------------------------------- theirs and ours
+
+LONG = "Gemüse auf dem Markt in der Altstadt am frühen Morgen, ü" + "ü" * 20  # over 64 bytes
+OURS = {"XMP-dc:Subject": ("cat", LONG), "XMP-lr:HierarchicalSubject": ("animal|cat",)}
+
+
+def with_ours(folder: Path, suffix: str, iptc: dict, values: dict[str, list[str]]) -> OwnMetadata:
+    """A photo into which photo-tagger embedded, and what other programs then made of it."""
+    texts = ("XMP-dc:Description", "XMP-photoshop:Headline", "XMP-dc:Title")
+    digests = {tag: text_digest(values[tag][0]) for tag in texts if tag in values}
+    item = Item("photo", None, values, Marks(run_id="0123", written=OURS, digests=digests))
+    (packet,) = write_xmp([item])
+    file = folder / "packet.xmp"
+    file.write_bytes(packet)
+    options = ("-m", "-codedcharacterset=utf8", f"-xmp<={file}") if iptc else (f"-xmp<={file}",)
+    return own(tagged(folder, suffix, iptc, *options))
+
+
+VALUES = {
+    "XMP-dc:Subject": ["Tom", "cat", LONG],
+    "XMP-lr:HierarchicalSubject": ["people|Tom", "animal|cat"],
+    "XMP-dc:Title": ["Cat"],
+    "XMP-dc:Description": ["A cat on a wall."],
+    "XMP-photoshop:Headline": ["A cat"],
+}
+COPIES = {
+    "IPTC:Keywords": ("Tom", "cat", LONG),
+    "IPTC:ObjectName": "Cat",
+    "IPTC:Caption-Abstract": "A cat on a wall.",
+    "IPTC:Headline": "A cat",
+    "IFD0:ImageDescription": "A cat on a wall.",
+}
+TOM = {"XMP-dc:Subject": ["Tom"], "XMP-lr:HierarchicalSubject": ["people|Tom"]}
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "tif", "dng"])
+def test_what_photo_tagger_embedded_is_not_the_photos_own(tmp_path: Path, suffix: str) -> None:
+    found = with_ours(tmp_path, suffix, COPIES, VALUES)
+    assert found.embedded == TOM
+    assert found.ours == VALUES | {
+        "XMP-dc:Subject": ["cat", LONG],
+        "XMP-lr:HierarchicalSubject": ["animal|cat"],
+    }
+
+
+def test_what_a_person_changed_since_is(tmp_path: Path) -> None:
+    changes = {
+        "IPTC:Keywords": ("Tom", "cat", "my cat"),
+        "IPTC:Caption-Abstract": "Tom on our wall.",
+    }
+    found = with_ours(tmp_path, "jpg", COPIES | changes, VALUES)
+    description = {"XMP-dc:Description": ["Tom on our wall."]}
+    assert found.embedded == TOM | {"XMP-dc:Subject": ["Tom", "my cat"]} | description
+
+
+def test_ours_in_iptc_after_xmp_was_changed_or_lost_its_words(tmp_path: Path) -> None:
+    values = {tag: v for tag, v in VALUES.items() if tag != "XMP-dc:Subject"}
+    found = with_ours(tmp_path, "jpg", {"IPTC:Keywords": ("cat", LONG)}, values)
+    assert "XMP-dc:Subject" not in found.embedded
+
+
+def test_a_keyword_that_iim_cut_off_is_no_second_one(tmp_path: Path) -> None:
+    tags = {"XMP-dc:Subject": LONG, "IPTC:Keywords": (LONG, "wall")}
+    for marked in ({}, {"IPTC:CodedCharacterSet": "UTF8"}):
+        found = own(tagged(tmp_path, "jpg", marked | tags, "-m", "-charset", "iptc=utf8"))
+        assert found.embedded == {"XMP-dc:Subject": [LONG, "wall"]}
+
+
+def test_values_of_persons_are_not_altered() -> None:
+    subject = "<rdf:li>  two  blanks </rdf:li><rdf:li>a|b/c</rdf:li><rdf:li>Cafe\u0301</rdf:li>"
+    text = f"<rdf:Description><dc:subject><rdf:Bag>{subject}</rdf:Bag></dc:subject>"
+    text += "<dc:description><rdf:Alt><rdf:li xml:lang='x-default'>a \n\n  b </rdf:li></rdf:Alt>"
+    text += "</dc:description></rdf:Description>"
+    found = own(jpeg_with((PACKET % text).encode())).embedded
+    assert found["XMP-dc:Subject"] == ["  two  blanks ", "a|b/c", "Cafe\u0301"]
+    assert found["XMP-dc:Description"] == ["a \n\n  b "]
+    assert columns(found)["own_keywords"] == ["two blanks", "a|b/c", "Caf\u00e9"]
+    assert columns(found)["own_description"] == "a\n\nb"
+
+
+@pytest.mark.parametrize(
+    ("rating", "expected"), [("0", None), ("5", "5"), ("-1", "-1"), ("3.5", "3.5"), ("good", None)]
+)
+def test_rating(rating: str, expected: str | None) -> None:
+    assert columns({"XMP-xmp:Rating": [rating]})["own_rating"] == expected
+
+
+def test_no_rating_is_embedded_where_a_camera_wrote_zero(tmp_path: Path) -> None:
+    assert own(tagged(tmp_path, "jpg", {"XMP-xmp:Rating": "0"})) == OwnMetadata()
+    assert own(tagged(tmp_path, "jpg", {"XMP-xmp:Rating": "4"})).embedded == {
+        "XMP-xmp:Rating": ["4"]
+    }
+
+
+def test_hierarchies_of_all_lists() -> None:
+    found = columns(
+        {
+            "XMP-dc:Subject": ["and/or", "Rex"],
+            "XMP-lr:HierarchicalSubject": ["animal|dog|Rex", "band|AC/DC", "and/or", "|"],
+            "XMP-digiKam:TagsList": ["animal/dog/Rex", "band/AC/DC", "and/or", "flat", "a//b"],
+        }
+    )
+    assert found["own_paths"] == [["animal", "dog", "Rex"], ["band", "AC/DC"], ["a", "b"]]
+    assert found["own_keywords"] == ["and/or", "Rex", "flat", "AC/DC", "b"]
+
+
+def test_join_takes_all_keywords_and_the_first_texts() -> None:
+    sidecar = {"XMP-dc:Subject": ["a", "b"], "XMP-dc:Title": ["beside"]}
+    embedded = {"XMP-dc:Subject": ["c", "a"], "XMP-dc:Title": ["inside"], "XMP-xmp:Rating": ["4"]}
+    joined = {"XMP-dc:Subject": ["a", "b", "c"], "XMP-dc:Title": ["beside"]}
+    assert own_metadata.join([sidecar, embedded]) == joined | {"XMP-xmp:Rating": ["4"]}
+    assert own_metadata.join([]) == {}
+
+
 # --------------------------------------------------------------------------------------- the table
 
 
 def test_fields_of_a_thumbnail(tmp_path: Path) -> None:
     thumb = make_thumb(tagged(tmp_path, "jpg", XMP), size=64, quality=85, max_pixels=1 << 24)
-    assert thumb.fields["own_caption"] == "Überschrift 東京"
-    assert thumb.fields["own_keywords"] == FROM_XMP.own_keywords
+    assert thumb.fields["embedded"] == FROM_XMP.embedded
+    assert thumb.fields["ours"] == {}
     assert thumb.fields["place"] == "Harbour, Überlingen, Germany"
     assert "Überschrift".encode() not in thumb.jpeg

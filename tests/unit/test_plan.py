@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_beside import bag, sidecar
 
 from phototagger import names
+from phototagger.beside import read_packet
 from phototagger.errors import UserError
 from phototagger.plan import (
     MAX_SHARDS,
@@ -25,6 +27,7 @@ from phototagger.plan import (
     write_index,
     write_shards,
 )
+from phototagger.tokencache import TokenCache
 
 OPTIONS = ScanOptions((".jpg", ".png"))
 
@@ -112,7 +115,7 @@ def test_the_shard_size_doubles_with_the_library(photos):
 @settings(max_examples=50)
 @given(st.lists(st.binary(min_size=1, max_size=8).map(os.fsdecode), unique=True, max_size=8))
 def test_a_listing_is_read_back_as_written(tmp_path_factory, raw):
-    photos = [Photo(names.encode(name), n, n * 7) for n, name in enumerate(raw)]
+    photos = [Photo(names.encode(name), n, n * 7, "ab" * (n % 2)) for n, name in enumerate(raw)]
     path = tmp_path_factory.mktemp("listing") / "x.tsv"
     path.write_bytes(format_listing(photos))
     assert read_listing(path) == photos
@@ -234,6 +237,136 @@ def test_any_name_is_found_again(tmp_path):
     found = scan(roots, OPTIONS)
     assert {os.fsencode(roots.locate(p.rel_path).name) for p in found} == set(RAW_NAMES)
     assert all(roots.locate(p.rel_path).exists() for p in found)
+
+
+# ------------------------------------------------------------------------------------- sidecars
+
+
+def say(path: Path, *keywords: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(sidecar(bag("dc:subject", *keywords)))
+    return path
+
+
+class Library:
+    """A folder with photos, scanned with the tokens of its sidecars."""
+
+    def __init__(self, tmp: Path, by: tuple[str, ...] = ("person",)):
+        self.photos, self.cache, self.by = tmp / "photos", tmp / "cache", by
+        self.photos.mkdir(exist_ok=True)
+
+    def tokens(self) -> TokenCache:
+        roots = resolve_roots([self.photos], Path.cwd())
+        return TokenCache(self.cache, roots, OPTIONS.extensions, self.by)
+
+    def scan(self, options: ScanOptions = OPTIONS) -> dict[str, str]:
+        tokens = self.tokens()
+        roots = resolve_roots([self.photos], Path.cwd())
+        found = scan(roots, options, (), tokens.of_folder)
+        tokens.save()
+        return {photo.rel_path: photo.sidecar for photo in found}
+
+
+def test_a_persons_sidecar_is_in_the_listing(tmp_path):
+    library = Library(tmp_path)
+    for name in ("a.jpg", "b.JPG", "sub/c.png", "sub/d.jpg"):
+        touch(library.photos / name)
+    say(library.photos / "a.jpg.xmp", "cat")
+    say(library.photos / "sub/c.XMP", "dog")
+    first = library.scan()
+    assert [bool(token) for token in first.values()] == [True, False, True, False]
+    assert first["a.jpg"] != first["sub/c.png"]
+    assert library.scan() == first
+    say(library.photos / "a.jpg.xmp", "dog")
+    assert library.scan() == first | {"a.jpg": first["sub/c.png"]}
+    (library.photos / "sub/c.XMP").unlink()
+    assert library.scan()["sub/c.png"] == ""
+
+
+def test_sidecars_are_read_once(tmp_path, monkeypatch):
+    library = Library(tmp_path)
+    for n in range(5):
+        touch(library.photos / f"{n}.jpg")
+        say(library.photos / f"{n}.jpg.xmp", f"keyword {n}")
+    first = library.scan()
+    read = []
+    monkeypatch.setattr("phototagger.tokencache.read_packet", read.append)
+    assert library.scan() == first
+    assert read == []
+    os.utime(library.photos / "3.jpg.xmp", ns=(5, 5))
+    library.scan()
+    assert read == [library.photos / "3.jpg.xmp"]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b'{"recipe": 1}', b'{"recipe": 1, "folders": {"%s": {"a": 1}}}']
+)
+def test_a_damaged_cache_of_tokens_costs_only_time(tmp_path, content):
+    library = Library(tmp_path)
+    touch(library.photos / "a.jpg")
+    say(library.photos / "a.jpg.xmp", "cat")
+    first = library.scan()
+    (path,) = library.cache.rglob("*.json")
+    path.write_bytes(content.replace(b"%s", str(library.photos).encode()))
+    assert library.scan() == first
+    path.unlink()
+    path.mkdir()
+    assert library.scan() == first
+
+
+def test_no_sidecar_stops_a_scan_whatever_it_is(tmp_path):
+    library = Library(tmp_path)
+    for n in range(6):
+        touch(library.photos / f"{n}.jpg")
+    touch(library.photos / "0.jpg.xmp")
+    (library.photos / "1.jpg.xmp").mkdir()
+    touch(library.photos / "1.jpg.xmp/inside.jpg")
+    (library.photos / "2.jpg.xmp").symlink_to("nowhere")
+    (library.photos / "3.jpg.xmp").symlink_to("3.jpg.xmp")
+    os.mkfifo(library.photos / "4.jpg.xmp")
+    name = os.fsdecode(b"\xff\n.jpg")
+    touch(library.photos / name)
+    say(library.photos / f"{name}.xmp", "cat")
+    found = library.scan(ScanOptions((".jpg", ".xmp")))
+    assert len(found) == 8
+    assert [path for path, token in found.items() if token] == [names.encode(name)]
+    assert library.scan() == found
+
+
+def test_what_apply_writes_makes_nothing_stale(tmp_path):
+    """Copies of a person's embedded keywords, which nothing marks as ours, are no news."""
+    library = Library(tmp_path)
+    touch(library.photos / "a.jpg")
+    touch(library.photos / "b.jpg")
+    old = say(library.photos / "b.jpg.xmp", "Tom")
+    first = library.scan()
+    new = library.photos / "a.jpg.xmp"
+    tokens = library.tokens()
+    before = tokens.of(new), tokens.of(old)
+    say(new, "embedded")
+    say(old, "Tom", "embedded")
+    for path, said in zip((new, old), before, strict=True):
+        tokens.keep(path, said, read_packet(path))
+    tokens.save()
+    assert library.scan() == first
+    assert library.scan() == first
+    tokens = library.tokens()  # and once more, on top of that
+    said = tokens.of(old)
+    say(old, "Tom", "embedded", "more")
+    tokens.keep(old, said, read_packet(old))
+    tokens.save()
+    assert library.scan() == first
+    say(old, "Tom", "embedded", "an edit")
+    assert library.scan()["b.jpg"] not in ("", first["b.jpg"])
+
+
+def test_what_photo_tagger_wrote_counts_if_that_is_asked_for(tmp_path):
+    ours = bag("dc:subject", "cat") + bag("phototagger:WrittenSubject", "cat")
+    for by, expected in ((("person",), False), (("person", "photo-tagger"), True)):
+        library = Library(tmp_path, by)
+        touch(library.photos / "a.jpg")
+        (library.photos / "a.jpg.xmp").write_bytes(sidecar(ours))
+        assert bool(library.scan()["a.jpg"]) is expected
 
 
 def test_a_missing_root_is_named(tmp_path):

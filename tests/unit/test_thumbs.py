@@ -1,4 +1,5 @@
 import hashlib
+import json
 import os
 import shutil
 from pathlib import Path
@@ -6,6 +7,7 @@ from pathlib import Path
 import pytest
 from odd_photos import CORNERS, encoded, make_odd_photos, picture
 from PIL import Image
+from test_beside import bag, sidecar
 from thumbs import thumbs
 
 from phototagger import names
@@ -14,6 +16,7 @@ from phototagger.machine import Machine
 from phototagger.plan import Photo, ScanOptions, format_listing, resolve_roots, scan
 from phototagger.problems import KINDS
 from phototagger.tables import THUMBS, read_table
+from phototagger.tokencache import TokenCache
 
 KINDS_OF_FILES = "jpg jpeg png tif tiff webp heic dng cr2 cr3 nef arw rw2 orf"
 EXTENSIONS = tuple(f".{kind}" for kind in KINDS_OF_FILES.split(" "))
@@ -266,3 +269,90 @@ def test_digests_and_schema_are_in_the_table(tmp_path: Path) -> None:
 def test_empty_shard(tmp_path: Path) -> None:
     stats, rows = Library(tmp_path).run()
     assert (stats.photos, rows) == (0, [])
+
+
+# ------------------------------------------------------------------------ what persons say of them
+
+
+def scanned(library: Library, by: tuple[str, ...] = ("person",)) -> Path:
+    """The listing, with the tokens of sidecars."""
+    roots = library.machine.roots
+    tokens = TokenCache(library.machine.cache, roots, EXTENSIONS, by)
+    return library.listing(scan(roots, ScanOptions(EXTENSIONS), (), tokens.of_folder))
+
+
+OURS = bag("dc:subject", "Tom", "cat") + bag("phototagger:WrittenSubject", "cat")
+PATHS = bag("lr:hierarchicalSubject", "people|Tom")
+TITLE = "<dc:title>Tom</dc:title>"
+CITY = '<p:City xmlns:p="http://ns.adobe.com/photoshop/1.0/">Ulm</p:City>'
+
+
+def test_sidecars_count_like_what_is_embedded(tmp_path: Path) -> None:
+    library = Library(tmp_path)
+    packet = sidecar(bag("dc:subject", "wall", "Rex"), "<dc:title>inside</dc:title>", CITY)
+    (library.photos / "a.jpg").write_bytes(encoded(picture(), xmp=packet))
+    (library.photos / "b.jpg").write_bytes(encoded(picture(), xmp=packet))
+    (library.photos / "a.jpg.xmp").write_bytes(
+        sidecar(OURS, PATHS, TITLE, "<xmp:Rating>4</xmp:Rating>")
+    )
+    stats, (a, b) = library.run(scanned(library))
+    assert (stats.computed, stats.cached, stats.problems) == (1, 1, 0)
+    assert a["own_keywords"] == ["Tom", "wall", "Rex"]
+    assert (a["own_title"], a["own_rating"], a["own_paths"]) == ("Tom", "4", [["people", "Tom"]])
+    assert (b["own_title"], b["own_rating"], b["own_paths"]) == ("inside", None, [])
+    assert b["own_keywords"] == ["wall", "Rex"]
+    assert a["embedded"] == b["embedded"]
+    embedded = {"XMP-dc:Subject": ["wall", "Rex"], "XMP-dc:Title": ["inside"]}
+    assert json.loads(a["embedded"]) == embedded
+    assert a["place"] == b["place"] == "Ulm"
+    assert a["dhash"] == b["dhash"] and len(a["dhash"]) == 16
+    assert not a["tagged"] and not b["tagged"]
+
+
+def test_tagged_is_decided_here_by_whoever_counts(tmp_path: Path) -> None:
+    library = Library(tmp_path)
+    for name in ("a.jpg", "b.jpg", "c.jpg", "d.jpg"):
+        (library.photos / name).write_bytes(encoded(picture()))
+    (library.photos / "a.jpg.xmp").write_bytes(sidecar(OURS, TITLE))
+    (library.photos / "b.jpg.xmp").write_bytes(sidecar(OURS.replace("Tom", "cat"), TITLE))
+    packet = sidecar(bag("dc:subject", "Tom"), TITLE)
+    (library.photos / "c.jpg").write_bytes(encoded(picture(), xmp=packet))
+
+    def tagged(fields: tuple[str, ...], *by: str) -> list[bool]:
+        _, rows = library.run(scanned(library, by), tagged_fields=fields, tagged_by=by)
+        return [row["tagged"] for row in rows]
+
+    assert tagged((), "person") == [False, False, False, False]
+    assert tagged(("keywords", "title"), "person") == [True, False, True, False]
+    assert tagged(("keywords", "title"), "person", "photo-tagger") == [True, True, True, False]
+    assert tagged(("keywords",), "photo-tagger") == [True, True, False, False]
+    assert tagged(("keywords", "rating"), "person") == [False, False, False, False]
+
+
+def test_a_sidecar_that_broke_since_the_plan_is_ignored(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    library = Library(tmp_path)
+    for number in range(3):
+        (library.photos / f"{number}.jpg").write_bytes(encoded(picture()))
+        (library.photos / f"{number}.jpg.xmp").write_bytes(sidecar(TITLE))
+    listing = scanned(library)
+    (library.photos / "0.jpg.xmp").write_bytes(b"\0" * 1000)
+    (library.photos / "1.jpg.xmp").unlink()
+    stats, rows = library.run(listing)
+    assert stats.problems == 0
+    assert [row["own_title"] for row in rows] == [None, None, "Tom"]
+    assert "0.jpg: a sidecar that cannot be read is ignored" in caplog.text
+    shutil.rmtree(library.photos)
+    stats, rows = library.run(listing)
+    assert [row["problem_kind"] for row in rows] == ["missing"] * 3
+
+
+def test_names_of_any_bytes_have_sidecars(tmp_path: Path) -> None:
+    library = Library(tmp_path)
+    raw = [b"\xff.jpg", b"new\nline.JPG", "東京 🐈.jpg".encode(), b"-o.jpg"]
+    for name in map(os.fsdecode, raw):
+        (library.photos / name).write_bytes(encoded(picture()))
+        (library.photos / f"{name.upper()}.XMP").write_bytes(sidecar(TITLE))
+    _, rows = library.run(scanned(library))
+    assert [row["own_title"] for row in rows] == ["Tom"] * 4
