@@ -104,6 +104,8 @@ rule thumbs:
         quality=CONFIG.thumbs.quality,
         max_pixels=CONFIG.thumbs.max_pixels,
         max_bytes=CONFIG.thumbs.max_bytes,
+        tagged_fields=list(CONFIG.tagged.fields),
+        tagged_by=list(CONFIG.tagged.by),
         listing=RUN.listing,
         code=RUN.code("thumbs"),
     message:
@@ -281,6 +283,8 @@ rule sidecars:
         runtime=RUN.scaled(10, 0.02),
     params:
         machine=str(MACHINE),
+        fields=dict(CONFIG.metadata.fields),
+        carry_over=list(CONFIG.metadata.carry_over),
         listing=RUN.listing,
         code=RUN.code("sidecars"),
     message:
@@ -449,7 +453,7 @@ rule check:
         tags="results/tags.csv",
         medoids="results/folder_medoids.csv",
         manifests=branch(
-            CONFIG.sidecars.enabled,
+            CONFIG.metadata.enabled,
             then=expand(
                 "results/sidecars-manifest/{shard}.tsv", shard=RUN.shard_names
             ),
@@ -469,6 +473,8 @@ rule check:
     params:
         run_id=RUN.run_id,
         fields=RUN.fields,
+        switches=dict(CONFIG.metadata.fields),
+        carry_over=list(CONFIG.metadata.carry_over),
         code=RUN.code("check"),
     message:
         "Check that every photo is accounted for"
@@ -487,7 +493,7 @@ onstart:
 onsuccess:
     RUN.freeze()
     settings.remember(workflow.rules, RUN.by_wildcards, RUN.started)
-    prune(RUN.shard_names, RUN.setups, sidecars=CONFIG.sidecars.enabled)
+    prune(RUN.shard_names, RUN.setups, sidecars=CONFIG.metadata.enabled)
     append_metrics(RUN)
     RUN.end()
 

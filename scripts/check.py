@@ -6,35 +6,36 @@ What is proven, reading every file once, side by side, in path order:
 * every planned photo is in `records.jsonl` or in `problems.csv`, once, and nothing else is; so for
   every stage: photos in = done + skipped (quarantined before) + quarantined
 * every record satisfies its schema, its scores are numbers and descend, its ranks count up, and its
-  keywords are those of the sources they name
+  keywords are those of the sources they name; one that is tagged already has nothing else, and one
+  that inherits has what it inherits
 * for every field that a vision language model was to be asked for: records = done + skipped (the
-  photo says it itself) + failed; what was done is in the record and nothing else is; what failed is
-  a note of the record and a row in `problems.csv`, and there is no such row without
+  photo says it itself, or is tagged already) + failed; what was done is in the record and nothing
+  else is; what failed is a note of the record and a row in `problems.csv`, and there is no such row
+  without
 * `tags.csv` has the records' rows, in their order, with this run's run_id
-* every folder with records has one medoid, which is a photo of that folder
-* the sidecars' manifests list the photos that have something to write, and no other
+* every folder with records that are not tagged has one medoid, which is one of them
+* the sidecars' manifests have a row for each such record, with a sidecar if there is something to
+  write, and only then
 """
 
 import json
-import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from phototagger import names
+from phototagger.contradictions import Inheritance, contradiction, field_problem
 from phototagger.errors import UserError
 from phototagger.files import write_atomic
 from phototagger.job import Stats, job
-from phototagger.manifest import read_manifest
+from phototagger.manifestcheck import ManifestCheck
 from phototagger.plan import Photo, digest, read_index, read_listing
 from phototagger.problems import KINDS
 from phototagger.prompts import FIELDS
 from phototagger.records import (
     DESCRIBE,
     SCHEMA,
-    SOURCES,
     STAGES,
     TAG_COLUMNS,
     ProblemRow,
@@ -45,11 +46,8 @@ from phototagger.records import (
     read_records,
     tag_fields,
 )
-from phototagger.xmp import sidecar_values
 
 NAMED = 5  # discrepancies named in the message
-_LONGEST_NAME = 255 - len(".xmp")  # bytes of a file name that has room for a sidecar beside it
-_LONGEST_PATH = 3000  # bytes; beyond it a sidecar may not fit below the work directory
 
 
 class Discrepancies:
@@ -81,6 +79,8 @@ def check(
     output: Path,
     *,
     manifests: Sequence[Path] | None = None,
+    switches: Mapping[str, bool] | None = None,
+    carry_over: Sequence[str] = (),
     fields: Sequence[str] | None = None,
     schema: Path = SCHEMA,
     stats: Stats | None = None,
@@ -88,8 +88,9 @@ def check(
     """Prove what the module's docstring says and write the counts.
 
     `index` is `index.json` of the plan, with the listings in `shards/` beside it. If `manifests` is
-    None, sidecars are not looked at. `fields` are those that were to be described; if None, those
-    of the first record.
+    None, sidecars are not looked at; `switches` and `carry_over` say what sidecars hold (see
+    `proposal.propose`). `fields` are those that were to be described; if None, those of the first
+    record that is not tagged.
 
     Raises UserError that names the first discrepancies; nothing is written then.
     """
@@ -97,7 +98,8 @@ def check(
     found = Discrepancies()
     shards, run_id = read_index(index)
     planned = _planned(index, found)
-    audit = _Audit(found, tags, medoids, manifests, load_validator(schema), run_id, fields)
+    proposals = ManifestCheck(found.add, manifests, switches or {}, carry_over)
+    audit = _Audit(found, tags, medoids, proposals, load_validator(schema), run_id, fields)
     quarantined: Counter[str] = Counter()
 
     record_rows, problem_rows = read_records(records), read_problems(problems)
@@ -129,6 +131,7 @@ def check(
 
     counts = {
         "folders": len(audit.folders),
+        "inherited": audit.inheritance.count,
         "keywords": audit.keywords,
         "ok": True,
         "photos": stats.photos,
@@ -136,25 +139,32 @@ def check(
         "records": audit.count,
         "run_id": run_id,
         "shards": len(shards),
-        "sidecars": audit.sidecars,
-        "stages": ledger(stats.photos, quarantined) | audit.fields.ledger(quarantined.total()),
+        "sidecars": proposals.count,
+        "stages": ledger(stats.photos, quarantined, audit.tagged)
+        | audit.fields.ledger(quarantined.total() + audit.tagged),
+        "tagged": audit.tagged,
     }
     write_atomic(output, json.dumps(counts, indent=1, sort_keys=True) + "\n")
     stats.computed, stats.skipped = audit.count, quarantined.total()
 
 
-def ledger(photos: int, quarantined: Counter[str]) -> dict[str, dict[str, int]]:
-    """Per stage how many photos came in, were done, skipped (quarantined before), quarantined."""
-    stages, skipped = {}, 0
+def ledger(photos: int, quarantined: Counter[str], tagged: int) -> dict[str, dict[str, int]]:
+    """Per stage how many photos came in, were done, skipped, quarantined.
+
+    Skipped are those that were quarantined before and, but by `thumbs` and `record`, those that
+    are tagged already.
+    """
+    stages, before = {}, 0
     for stage in (*STAGES, "score", "record"):
         here = quarantined[stage]
+        skipped = before + (tagged if stage in ("embed", "score") else 0)
         stages[stage] = {
             "in": photos,
             "done": photos - skipped - here,
             "skipped": skipped,
             "quarantined": here,
         }
-        skipped += here
+        before += here
     return stages
 
 
@@ -234,49 +244,29 @@ class _Fields:
         `failed`: the messages of the rows of problems beside it.
         """
         asked = record["describe"]
+        if record["tagged"]:
+            return field_problem(record, failed)
         if self.names is None:
             self.names = [name for name in FIELDS if name in asked]
         if list(asked) != self.names:
             return f"describe has {', '.join(asked) or 'nothing'} instead of {self.names}"
         self._counts.update((field, how["status"]) for field, how in asked.items())
-        return _field_problem(record, failed)
+        return field_problem(record, failed)
 
-    def ledger(self, quarantined: int) -> dict[str, dict[str, int]]:
-        """Per field; `quarantined` photos never got there and count as skipped."""
+    def ledger(self, left_out: int) -> dict[str, dict[str, int]]:
+        """Per field; photos that were left out before count as skipped."""
         stages = {}
         for field in self.names or ():
             done, skipped, failed = (
                 self._counts[field, status] for status in ("done", "skipped", "failed")
             )
             stages[field] = {
-                "in": done + skipped + failed + quarantined,
+                "in": done + skipped + failed + left_out,
                 "done": done,
-                "skipped": skipped + quarantined,
+                "skipped": skipped + left_out,
                 "quarantined": failed,
             }
         return stages
-
-
-def _field_problem(record: dict[str, Any], failed: Sequence[str]) -> str | None:
-    asked = record["describe"]
-    done = {field: how["model"] for field, how in asked.items() if how["status"] == "done"}
-    for field in ("caption", "description"):
-        if (record[field] is not None) != (field in done):
-            status = asked[field]["status"] if field in asked else "not asked for"
-            return f"{field} is {record[field]!r}, but it was {status}"
-    models = {field: name for field, name in record["models"].items() if field != "clip"}
-    if models != done:
-        return f"models are {models} instead of {done}"
-    if "keywords" not in done and any(k["source"] == "vlm" for k in record["keywords"]):
-        return "a keyword of a model that found none"
-    expected = [field for field, how in asked.items() if how["status"] == "failed"]
-    if [message.partition(":")[0] for message in failed] != expected:
-        listed = "; ".join(failed) or "nothing"
-        return f"failed are {expected}, but the problems are {listed}"
-    for message in failed:
-        if message not in record["notes"]:
-            return f"no note says {message!r}, which is a problem"
-    return None
 
 
 class _Audit:
@@ -287,7 +277,7 @@ class _Audit:
         found: Discrepancies,
         tags: Path,
         medoids: Path,
-        manifests: Sequence[Path] | None,
+        proposals: ManifestCheck,
         problem_of: Callable[[dict[str, Any]], str | None],
         run_id: str,
         fields: Sequence[str] | None,
@@ -296,17 +286,17 @@ class _Audit:
         self.fields = _Fields(fields)
         self.count = 0
         self.keywords = 0  # records that have one
-        self.sidecars = 0
+        self.tagged = 0
+        self.inheritance = Inheritance()
         self.folders: set[str] = set()
+        self._with_medoid: set[str] = set()
+        self._proposals = proposals
         self._problem_of = problem_of
         self._run_id = run_id
         self._tags_path, self._tags = tags, read_csv(tags, TAG_COLUMNS)
         self._tags_in_step = True
         self._medoids_path, self._medoids = medoids, self._read_medoids(medoids)
         self._medoids_found: set[str] = set()
-        self._manifests = None if manifests is None else _rel_paths(manifests)
-        self._sidecar = next(self._manifests, None) if self._manifests else None
-        self._without_sidecar: list[str] = []
 
     def _read_medoids(self, path: Path) -> dict[str, str]:
         medoids: dict[str, str] = {}
@@ -323,24 +313,28 @@ class _Audit:
         rel_path = record["rel_path"]
         folder = names.folder_of(rel_path)
         self.folders.add(folder)
-        if self._medoids.get(folder) == rel_path:
-            self._medoids_found.add(folder)
+        if record.get("tagged") is not True:
+            self._with_medoid.add(folder)
+            if self._medoids.get(folder) == rel_path:
+                self._medoids_found.add(folder)
         if problem := (
             self._problem_of(record) or contradiction(record) or self.fields.problem(record, failed)
         ):
             self.found.add(f"records: {rel_path}: {problem}")
             next(self._tags, None)
+            self._proposals.skip(rel_path)
             return
         self._check_tags(record)
+        self._check_inheritance(self.inheritance.add(record))
         self.keywords += bool(record["keywords"])
-        # a keyword that is not the photo's own makes a sidecar; the long way round for the others
-        news = any(keyword["source"] != "person" for keyword in record["keywords"])
-        if self._manifests and (news or sidecar_values(record)):
-            if self._sidecar == rel_path:
-                self.sidecars += 1
-                self._sidecar = next(self._manifests, None)
-            else:
-                self._without_sidecar.append(rel_path)
+        if record["tagged"]:
+            self.tagged += 1
+            return
+        self._proposals.record(record)
+
+    def _check_inheritance(self, problems: Iterator[tuple[str, str]]) -> None:
+        for rel_path, problem in problems:
+            self.found.add(f"records: {rel_path}: {problem}")
 
     def _check_tags(self, record: dict[str, Any]) -> None:
         if not self._tags_in_step:
@@ -366,76 +360,13 @@ class _Audit:
     def finish(self) -> None:
         for row in self._tags:
             self.found.add(f"{self._tags_path}: {row[1]}: a row without a record")
-        for folder in sorted(self.folders - self._medoids.keys()):
+        self._check_inheritance(self.inheritance.finish())
+        for folder in sorted(self._with_medoid - self._medoids.keys()):
             self.found.add(f"{self._medoids_path}: folder {folder} has no medoid")
         for folder in sorted(self._medoids.keys() - self._medoids_found):
             rel_path = self._medoids[folder]
             self.found.add(f"{self._medoids_path}: {rel_path}: not a record of folder {folder}")
-        if self._sidecar is not None:
-            self.found.add(f"sidecars: {self._sidecar}: listed, but there is nothing to write")
-        for rel_path in self._without_sidecar:
-            if not self._has_no_place(rel_path):
-                self.found.add(f"sidecars: {rel_path}: not in the manifest of its shard")
-
-    def _has_no_place(self, rel_path: str) -> bool:
-        """Whether the file system may have no place for the photo's sidecar.
-
-        Its name is too long, or a folder of photos has the name of a sidecar.
-        """
-        real = os.fsencode(names.decode(rel_path))
-        return (
-            len(real.rpartition(b"/")[2]) > _LONGEST_NAME
-            or len(real) > _LONGEST_PATH
-            or ".xmp/" in rel_path
-            or any(f"{folder}/".startswith(f"{rel_path}.xmp/") for folder in self.folders)
-        )
-
-
-def contradiction(record: dict[str, Any]) -> str | None:
-    """What is wrong with a record that satisfies its schema, or None."""
-    for name in ("labels", "over_threshold"):
-        cosines = [score["cosine"] for score in record[name]]
-        if any(first < second for first, second in pairwise(cosines)):
-            return f"{name} are not sorted from best to worst"
-    labels = {score["label"]: score for score in record["over_threshold"]}
-    for score in record["labels"]:
-        if labels.get(score["label"], score) != score:
-            return f"{score['label']} has two scores"
-    for rank, keyword in enumerate(record["keywords"], 1):
-        if keyword["rank"] != rank:
-            return f"keyword {keyword['keyword']} has rank {keyword['rank']} instead of {rank}"
-        if keyword["path"][-1] != keyword["keyword"]:
-            return f"keyword {keyword['keyword']} is not the last of its path"
-    keywords = record["keywords"]
-    scores = [keyword["score"] for keyword in keywords if keyword["score"] is not None]
-    if Counter(scores) - Counter(score["cosine"] for score in record["over_threshold"]):
-        return "a keyword has a score that no label has"
-    return _wrong_source(record)
-
-
-def _wrong_source(record: dict[str, Any]) -> str | None:
-    keywords = record["keywords"]
-    order = [SOURCES.index(keyword["source"]) for keyword in keywords]
-    if order != sorted(order):
-        return "keywords are not in the order of their sources"
-    own = [keyword["keyword"] for keyword in keywords if keyword["source"] == "person"]
-    if own != record["own"]["keywords"]:
-        return "the keywords of source person are not the photo's own"
-    seen: set[str] = set()
-    for keyword in keywords:
-        word = keyword["keyword"].casefold()
-        if word in seen:
-            return f"keyword {keyword['keyword']} stands twice"
-        if keyword["source"] != "clip":  # two labels may share their last level
-            seen.add(word)
-        elif keyword["score"] is None:
-            return f"keyword {keyword['keyword']} of CLIP has no score"
-    return None
-
-
-def _rel_paths(manifests: Sequence[Path]) -> Iterator[str]:
-    for path in manifests:
-        yield from read_manifest(path)
+        self._proposals.finish(self.folders)
 
 
 if __name__ == "__main__":
@@ -449,6 +380,8 @@ if __name__ == "__main__":
             Path(snakemake.input.medoids),
             Path(snakemake.output.report),
             manifests=manifests or None,
+            switches=snakemake.params.switches,
+            carry_over=snakemake.params.carry_over,
             fields=snakemake.params.get("fields"),
             stats=stats,
         )

@@ -1,9 +1,10 @@
 """Rule `describe`: captions, keywords and descriptions of one shard's photos from one model setup.
 
-One line per photo and field (JSON lines), in path order. Replies are kept by content, so a stale
-shard costs only the requests nobody has made before; if there are none, no server is started. A
-field that got no good answer is a line with the reason, and never ends the job; a server that
-cannot be used does.
+One line per photo and field (JSON lines), in path order; none for photos that are tagged already.
+Of a capture group one photo is asked about, and the others' lines say whose answer they inherit.
+Replies are kept by content, so a stale shard costs only the requests nobody has made before; if
+there are none, no server is started. A field that got no good answer is a line with the reason, and
+never ends the job; a server that cannot be used does.
 """
 
 import json
@@ -55,7 +56,7 @@ def describe(
 
     stats = stats or Stats()
     rows = tables.read_table(thumbs).to_pylist()
-    good = [row for row in rows if row["status"] == "ok"]
+    good = [row for row in rows if tables.goes_on(row)]
     stats.photos = len(rows)
     stats.skipped = len(rows) - len(good)
     pictures = Pictures(task.setup.image, machine, size=size, quality=quality)
@@ -109,7 +110,7 @@ def shards_ahead(
         if table == thumbs or done.exists() or not all(path.exists() for path in quoted):
             continue
         rows = tables.read_table(table).to_pylist()
-        yield [row for row in rows if row["status"] == "ok"], quoted
+        yield [row for row in rows if tables.goes_on(row)], quoted
 
 
 def workers(task: Task, machine: Machine) -> int:
@@ -149,6 +150,7 @@ def line(row: Row, answer: Answer, task: Task, prompt_digest: str) -> dict[str, 
         "seconds": answer.seconds,
         "attempts": answer.attempts,
         "finish_reason": answer.finish_reason,
+        "inherited_from": answer.inherited_from,
     }
 
 
@@ -203,10 +205,10 @@ def count(stats: Stats, answers: Sequence[Answer]) -> None:
         stats.cached += 1
 
 
-def recount(stats: Stats, unreadable: int, outcome: Outcome) -> None:
+def recount(stats: Stats, left_out: int, outcome: Outcome) -> None:
     """Count again when all is known: answers may have become problems at the end."""
     stats.computed = stats.cached = stats.problems = 0
-    stats.skipped = unreadable
+    stats.skipped = left_out
     for answers in outcome.answers:
         count(stats, answers)
 
@@ -224,6 +226,7 @@ def costs(task: Task, outcome: Outcome) -> dict[str, Any]:
             "cached": sum(a.status == "done" and not a.fresh for a in found),
             "failed": states["failed"],
             "skipped": states["skipped"],
+            "inherited": sum(a.inherited_from is not None for a in found),
             "prompt_tokens": sum(answer.prompt_tokens or 0 for answer in asked),
             "completion_tokens": sum(answer.completion_tokens or 0 for answer in asked),
             "seconds": percentiles(seconds) if seconds else None,

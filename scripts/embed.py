@@ -1,5 +1,7 @@
 """Embeds the photos of one shard with the CLIP model: one row per distinct content.
 
+Photos that are tagged already are left out.
+
 What the cache knows (by the photo's SHA-256, the model's digest and the recipe) is not computed
 again, and if it knows all, neither torch nor open_clip is imported. What is computed is put into
 the cache batch by batch, so that a job that was killed loses only what was in flight. Photos are
@@ -27,6 +29,7 @@ import numpy as np
 from PIL import Image
 
 from phototagger import images, tables, thumbnails
+from phototagger.aliases import picture_of
 from phototagger.files import write_atomic
 from phototagger.job import Stats, job
 from phototagger.machine import Machine
@@ -53,7 +56,7 @@ Row = Mapping[str, Any]  # of the thumbs table
 
 @dataclass(frozen=True)
 class Cache:
-    """Kept embeddings, `ab/<sha256>.f32`: raw little-endian float32."""
+    """Kept embeddings, `ab/<SHA-256 of the picture>.f32`: raw little-endian float32."""
 
     folder: Path
     dimension: int
@@ -78,7 +81,7 @@ class Cache:
 
 def open_cache(cache: Path, model_digest: str, dimension: int, *, size: int, quality: int) -> Cache:
     """The embeddings kept of a model, and of everything else that shapes the pixels it sees."""
-    recipe = f"{RECIPE}-{thumbnails.RECIPE}-{size}-{quality}"
+    recipe = f"{RECIPE}-{thumbnails.PIXELS}-{size}-{quality}"
     return Cache(cache / "embeddings" / model_digest[:16] / recipe, dimension)
 
 
@@ -194,9 +197,11 @@ def embed(
     known = card(model, machine.models)
     cache = open_cache(machine.cache, model_digest, known.embedding_dim, size=size, quality=quality)
     rows = tables.read_table(thumbs).to_pylist()
-    copies = Counter(row["sha256"] for row in rows if row["status"] == "ok")
-    first = {row["sha256"]: row for row in reversed(rows) if row["status"] == "ok"}
-    found: dict[str, np.ndarray | Problem | None] = {sha256: cache.get(sha256) for sha256 in copies}
+    copies = Counter(row["sha256"] for row in rows if tables.goes_on(row))
+    first = {row["sha256"]: row for row in reversed(rows) if tables.goes_on(row)}
+    found: dict[str, np.ndarray | Problem | None] = {
+        sha256: cache.get(picture_of(first[sha256])) for sha256 in copies
+    }
     missing = [first[sha256] for sha256, vector in found.items() if vector is None]
 
     stats.photos = len(rows)
@@ -220,7 +225,7 @@ def embed(
             if isinstance(result, Problem):
                 stats.problems += copies[sha256]
             else:
-                cache.put(sha256, result)
+                cache.put(picture_of(row), result)
                 stats.computed += 1
                 stats.cached += copies[sha256] - 1
             stats.progress()
@@ -230,7 +235,7 @@ def embed(
         deadline = time.monotonic() + AHEAD_SECONDS
         for row, result in embeddings(rows_ahead(thumbs, output, cache, deadline)):
             if not isinstance(result, Problem):
-                cache.put(row["sha256"], result)
+                cache.put(picture_of(row), result)
                 stats.extra["ahead"] = stats.extra.get("ahead", 0) + 1
 
 
@@ -248,10 +253,10 @@ def rows_ahead(thumbs: Path, output: Path, cache: Cache, deadline: float) -> Ite
         for row in tables.read_table(table).to_pylist():
             if time.monotonic() > deadline:
                 return
-            sha256 = row["sha256"]
-            if row["status"] != "ok" or sha256 in seen or cache.path(sha256).exists():
+            picture = picture_of(row)
+            if not tables.goes_on(row) or picture in seen or cache.path(picture).exists():
                 continue
-            seen.add(sha256)
+            seen.add(picture)
             yield row
 
 

@@ -1,9 +1,10 @@
 """Rule `medoids`: the photo that stands for each folder, and at wish for each keyword in a folder.
 
 Embeddings at unit length; the centroid of a group is their mean, again at unit length; the medoid
-is the photo with the highest cosine to it (of equal ones the first in path order). Embeddings are
-streamed shard by shard: once to add up the centroids, once to find the photos. Memory holds one
-shard, the centroids of some thousand groups and about 100 bytes per photo.
+is the photo with the highest cosine to it (of equal ones the first in path order). Photos that are
+tagged already have no say, so a folder of nothing else has no medoid. Embeddings are streamed shard
+by shard: once to add up the centroids, once to find the photos. Memory holds one shard, the
+centroids of some thousand groups and about 100 bytes per photo.
 """
 
 import csv
@@ -92,6 +93,8 @@ def read_library(records: Path, tag_aware: bool, min_size: int) -> Library:
             offsets.append(offset)
             offset += len(line)
             digests.append(record["sha256"].encode())
+            if record["tagged"]:
+                continue
             folder = names.folder_of(record["rel_path"])
             folders.setdefault(folder, []).append(position)
             for tag in {entry["keyword"] for entry in record["keywords"]} if tag_aware else ():

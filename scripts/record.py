@@ -4,6 +4,9 @@ Every photo of the listing becomes either a record or a row of the table of prob
 could not be described keeps its record, with a note, and has a row per field that failed. Stages
 are joined by the photo's SHA-256 or path, never by position; copies of a photo are records of their
 own.
+
+A photo that is tagged already has a record of its own metadata only. The photos of a capture group
+have one picture, so they get the labels of its leader; what was described, they inherited already.
 """
 
 import json
@@ -12,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from phototagger.errors import UserError
+from phototagger.groups import capture_groups
 from phototagger.job import Stats, job
 from phototagger.plan import read_listing
 from phototagger.problems import KINDS, one_line
@@ -31,10 +35,13 @@ from phototagger.records import (
     write_problems,
     write_records,
 )
-from phototagger.tables import read_table
+from phototagger.tables import goes_on, read_table
 
 Row = Mapping[str, Any]
 Lines = Mapping[str, Row]  # field -> what the describe stage says of it
+
+LEFT_ALONE = "already tagged: left alone"
+_UNSCORED: Row = {"top": [], "over_threshold": []}
 
 
 def record(
@@ -62,6 +69,11 @@ def record(
     embedded = _by_sha256(embeddings, ["sha256", "problem_kind", "problem"])
     scored = _by_sha256(scores)
     lines = _read_described(described)
+    groups = capture_groups(
+        row
+        for row in by_path.values()
+        if goes_on(row) and embedded.get(row["sha256"], {}).get("problem_kind") is None
+    )
 
     records: list[Record] = []
     problems: list[ProblemRow] = []
@@ -72,17 +84,25 @@ def record(
             problems.append(_problem(photo.rel_path, "thumbs", thumb))
             stats.skipped += 1
             continue
+        if thumb["tagged"]:
+            records.append(make_record(thumb, _UNSCORED, vocabulary, model, notes=[LEFT_ALONE]))
+            continue
         embedding = _find(embedded, thumb["sha256"], photo.rel_path, embeddings)
         if embedding["problem_kind"] is not None:
             problems.append(_problem(photo.rel_path, "embed", embedding))
             stats.skipped += 1
             continue
-        score = _find(scored, thumb["sha256"], photo.rel_path, scores)
+        leader = groups.leader(photo.rel_path)
+        score = _find(scored, by_path[leader]["sha256"], leader, scores)
         answers = {
             field: _find(by_photo, (photo.rel_path, thumb["sha256"]), photo.rel_path, path)
             for field, (path, by_photo) in lines.items()
         }
-        records.append(make_record(thumb, score, vocabulary, model, answers))
+        inherited = {
+            "inherited_from": leader if leader != photo.rel_path else None,
+            "notes": [_clash(other) for other in groups.clashes.get(photo.rel_path, ())],
+        }
+        records.append(make_record(thumb, score, vocabulary, model, answers, **inherited))
         problems += [
             ProblemRow(photo.rel_path, DESCRIBE, line["kind"], _failure(line), KINDS[line["kind"]])
             for line in answers.values()
@@ -99,11 +119,14 @@ def make_record(
     vocabulary: Mapping[str, Row],
     model: str,
     answers: Lines | None = None,
+    *,
+    inherited_from: str | None = None,
+    notes: Sequence[str] = (),
 ) -> Record:
     """The record of a photo from its rows in thumbs and scores, and from a model's answers.
 
-    `answers` has a line for each of `FIELDS` that is described, in that order. Floats get 6
-    decimals.
+    `answers` has a line for each of `FIELDS` that is described, in that order. `score` is the row
+    of the photo `inherited_from`, if there is one. Floats get 6 decimals.
     """
     answers = answers or {}
     done = {field: line for field, line in answers.items() if line["status"] == "done"}
@@ -127,10 +150,15 @@ def make_record(
         lens=thumb["lens"],
         gps=_gps(thumb["gps"]),
         own=Own(
+            title=thumb["own_title"],
             caption=thumb["own_caption"],
             description=thumb["own_description"],
+            alt_text=thumb["own_alt_text"],
+            rating=thumb["own_rating"],
             keywords=own_keywords,
+            paths=thumb["own_paths"] or [],
         ),
+        embedded=json.loads(thumb["embedded"] or "{}"),
         thumb=thumb["thumb"],
         labels=[_score(entry) for entry in score["top"]],
         over_threshold=over_threshold,
@@ -139,7 +167,9 @@ def make_record(
         keywords=join_keywords(own_keywords, done.get("keywords"), exported),
         models={"clip": model} | {field: line["model"] for field, line in done.items()},
         describe={field: _asked(line) for field, line in answers.items()},
-        notes=[note for line in answers.values() for note in _notes(line)],
+        inherited_from=inherited_from,
+        tagged=bool(thumb["tagged"]),
+        notes=[*notes, *(note for line in answers.values() for note in _notes(line))],
         schema_version=SCHEMA_VERSION,
     )
 
@@ -206,6 +236,11 @@ def _notes(line: Row) -> list[str]:
     notes = [one_line(f"{line['field']}: {note}") for note in line["notes"]]
     failed = [_failure(line)] if line["status"] == "failed" else []
     return list(dict.fromkeys(notes + failed))
+
+
+def _clash(other: str) -> str:
+    name = other.rpartition("/")[2]
+    return one_line(f"{name} has the same name but shows another picture: each is on its own")
 
 
 def _failure(line: Row) -> str:

@@ -68,7 +68,9 @@ class Library:
     top1: Counter[str] = field(default_factory=Counter)
     scores: Counter[int] = field(default_factory=Counter)  # cosine of the best label, by cell
     cameras: Counter[str] = field(default_factory=Counter)
-    tagged: int = 0  # photos with at least one keyword
+    with_keywords: int = 0  # photos with at least one
+    tagged: int = 0  # already, and left alone
+    inherited: int = 0  # not looked at: another file of the same picture was
     days: tuple[str, str] | None = None  # first and last, ISO 8601
     years: Counter[int] = field(default_factory=Counter)
     keywords: Counter[str] = field(default_factory=Counter)  # of all sources
@@ -180,7 +182,9 @@ def survey(records: Path, medoids: Mapping[str, str]) -> Library:
 def _count(library: Library, folder: Folder, record: Mapping) -> None:
     keywords = [item["label"] for item in record["over_threshold"]]
     library.photos += 1
-    library.tagged += bool(record["keywords"])
+    library.with_keywords += bool(record["keywords"])
+    library.tagged += record["tagged"]
+    library.inherited += record["inherited_from"] is not None
     library.labels.update(keywords)
     folder.labels.update(keywords)
     if record["labels"]:

@@ -69,6 +69,8 @@ class Folder:
 
     name: str  # encoded, "." = the root
     photos: int = 0
+    tagged: int = 0  # already, and left alone
+    inherited: int = 0  # not looked at: another file of the same picture was
     without_keywords: int = 0
     sources: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     fields: dict[str, Counter[str]] = field(default_factory=dict)  # status of a field -> photos
@@ -100,12 +102,14 @@ class Folder:
             self.sources[source][word] += 1
         for name, answer in record.get("describe", {}).items():
             self.fields.setdefault(name, Counter())[answer["status"]] += 1
+        self.tagged += record["tagged"]
+        self.inherited += record["inherited_from"] is not None
         self.without_keywords += not record["keywords"]
         if record["taken_at"]:
             day = record["taken_at"][:10]
             self.first = min(self.first or day, day)
             self.last = max(self.last or day, day)
-        if record["labels"]:
+        if record["labels"] and record["inherited_from"] is None:
             top = record["labels"][0]
             self.highlights.append((top["cosine"], record["rel_path"], top["label"]))
             if len(self.highlights) > 8 * HIGHLIGHTS:
@@ -272,6 +276,9 @@ def whole_page(
     yield ""
     yield f"- Photos: {photos:,} in {len(folders):,} folders"
     yield f"- Quarantined: {sum(folder.quarantined for folder in folders):,}"
+    yield from left_out(
+        sum(folder.tagged for folder in folders), sum(folder.inherited for folder in folders)
+    )
     yield f"- Without keywords: {sum(folder.without_keywords for folder in folders):,}"
     yield f"- Model: {escape(model)}"
     yield f"- Labels: {escape(labels)}"
@@ -280,11 +287,11 @@ def whole_page(
     yield from section("Keywords", keyword_rows(sources, photos))
     yield from section("Problems", problem_rows(kinds))
     pictured = {f.name for f in heapq.nsmallest(PICTURES, folders, key=lambda f: -f.photos)}
-    shown = [folder for folder in folders if folder.name in pictured and folder.photos]
+    shown = [f for f in folders if f.name in pictured and f.photos > f.tagged]
     if shown:
         yield ""
         yield "## Highlights"
-    if len(shown) < sum(folder.photos > 0 for folder in folders):
+    if len(shown) < sum(folder.photos > folder.tagged for folder in folders):
         yield ""
         yield f"The {len(shown)} folders with most photos; the others have theirs in {below}/."
     for folder in shown:
@@ -302,6 +309,7 @@ def folder_page(folder: Folder) -> Iterator[str]:
     yield ""
     yield f"- Photos: {folder.photos:,} ([records.jsonl](records.jsonl))"
     yield f"- Quarantined: {folder.quarantined:,}"
+    yield from left_out(folder.tagged, folder.inherited)
     yield f"- Without keywords: {folder.without_keywords:,}"
     if folder.first:
         yield f"- Taken: {days(folder)}"
@@ -327,6 +335,14 @@ def folder_page(folder: Folder) -> Iterator[str]:
     if folder.rows > len(folder.problems):
         yield ""
         yield f"and {folder.rows - len(folder.problems):,} more, all in problems.csv."
+
+
+def left_out(tagged: int, inherited: int) -> Iterator[str]:
+    """Photos that no model was shown."""
+    if tagged:
+        yield f"- Tagged already, left alone: {tagged:,}"
+    if inherited:
+        yield f"- Described with another file of the same picture: {inherited:,}"
 
 
 def folder_rows(folders: Iterable[Folder], below: str) -> Iterator[list[str]]:

@@ -7,6 +7,8 @@ kept as well, so that a run that was killed goes through the same steps again wi
 
 The fields of one photo are asked for one after the other, with the picture first in each message,
 so that a server's prefix cache has the picture; many photos are under way at the same time.
+
+The photos of a capture group show one picture: one of them is asked about, the others inherit.
 """
 
 import asyncio
@@ -22,7 +24,8 @@ from pathlib import Path
 from statistics import quantiles
 from typing import Any, Protocol
 
-from phototagger import answers, keywords, names, prompts
+from phototagger import answers, groups, keywords, names, prompts
+from phototagger.aliases import picture_of
 from phototagger.chat import Question, Refused, Reply
 from phototagger.problems import PhotoProblem, one_line
 from phototagger.prompts import Prompt
@@ -47,7 +50,7 @@ class Answer:
     """What became of one field of one photo."""
 
     field: str
-    status: str  # done, skipped or failed
+    status: str  # done, skipped or failed; inherited until it is known what
     text: str | None = None
     keywords: list[str] | None = None
     paths: Mapping[str, list[str]] = field(default_factory=dict)  # of keywords in a vocabulary
@@ -65,6 +68,7 @@ class Answer:
     attempts: int | None = None  # requests
     finish_reason: str | None = None
     fresh: bool = False  # something was asked just now
+    inherited_from: str | None = None  # rel_path of the photo that was asked about instead
 
     @property
     def value(self) -> Value | None:
@@ -158,17 +162,22 @@ class Asker:
     ) -> Outcome:
         """Answers for every row. `earlier`: other setups' answers, rel_path -> field -> value.
 
+        Capture groups are looked for among the rows.
+
         Raises UserError if the server cannot be had or used; replies so far are kept.
         """
         found: list[list[Answer]] = [[] for _ in rows]
+        sources = groups.capture_groups(rows).sources(rows, self._task.prompts, self._asks)
 
         async def answer(number: int) -> None:
             row = rows[number]
-            found[number] = await self._photo(row, dict(earlier.get(row["rel_path"], {})))
+            quoted = dict(earlier.get(row["rel_path"], {}))
+            found[number] = await self._photo(row, quoted, sources)
             progress(found[number])
 
         await self._for_each(range(len(rows)), answer)
         await self._ask_repeated_again(rows, found, earlier)
+        _inherit(rows, found)
         outcome = Outcome(found, reseeds=self._reseeds, raised=self._raised)
         if self._connection:
             outcome.requests = self._connection.counts.requests
@@ -178,24 +187,26 @@ class Asker:
         outcome.model = min(models, default=None)
         return outcome
 
-    async def _photo(self, row: Row, quoted: dict[str, Value]) -> list[Answer]:
+    async def _photo(
+        self, row: Row, quoted: dict[str, Value], sources: Mapping[tuple[str, str], str]
+    ) -> list[Answer]:
         picture = _Picture(row, self._picture)
         found = []
         for name in self._task.prompts:
-            answer = self._skip(row, name) or await self._field(row, name, quoted, picture)
+            if not self._asks(row, name):
+                answer = _skipped(name)
+            elif source := sources.get((row["rel_path"], name)):
+                answer = Answer(name, "inherited", inherited_from=source)
+            else:
+                answer = await self._field(row, name, quoted, picture)
             found.append(answer)
             if answer.value:
                 quoted[name] = answer.value
         return found
 
-    def _skip(self, row: Row, name: str) -> Answer | None:
+    def _asks(self, row: Row, name: str) -> bool:
         """Decided before anything is asked: what the photo's own metadata has is not asked for."""
-        if self._task.overwrite or not row.get(f"own_{name}"):
-            return None
-        message = (
-            f"the photo's own metadata has {'keywords' if name == 'keywords' else f'a {name}'}"
-        )
-        return Answer(name, "skipped", kind="own_metadata", message=message)
+        return self._task.overwrite or not row.get(f"own_{name}")
 
     async def _field(
         self,
@@ -219,7 +230,7 @@ class Asker:
                 max_tokens=limit,
                 temperature=prompt.temperature,
                 top_p=prompt.top_p,
-                seed=photo_seed(self._task.seed, row["sha256"], name, reseeds),
+                seed=photo_seed(self._task.seed, picture_of(row), name, reseeds),
             )
             try:
                 key, kept, fresh = await self._reply(row, question, picture)
@@ -319,7 +330,7 @@ class Asker:
         del asked["image"]
         return {
             "recipe": RECIPE,
-            "photo": row["sha256"],
+            "photo": picture_of(row),
             "picture": self._image_recipe,
             "setup": setup.slug,
             "setup_digest": setup.digest,
@@ -381,7 +392,7 @@ class Asker:
         return [
             later
             for later, answer in enumerate(found)
-            if answer.status != "skipped"
+            if answer.status not in ("skipped", "inherited")
             and found[position].field in needs(self._task.prompts[answer.field])
         ]
 
@@ -498,6 +509,23 @@ def _repeated(rows: Sequence[Row], found: list[list[Answer]], position: int) -> 
         for number, (row, photo) in enumerate(zip(rows, found, strict=True))
         if row["sha256"] in suspects and photo[position].status == "done"
     }
+
+
+def _skipped(name: str) -> Answer:
+    has = "keywords" if name == "keywords" else f"a {name}"
+    message = f"the photo's own metadata has {has}"
+    return Answer(name, "skipped", kind="own_metadata", message=message)
+
+
+def _inherit(rows: Sequence[Row], found: list[list[Answer]]) -> None:
+    """Give the members of capture groups the answers of the photos that were asked about."""
+    photos = {row["rel_path"]: photo for row, photo in zip(rows, found, strict=True)}
+    for photo in found:
+        for position, answer in enumerate(photo):
+            if answer.status == "inherited":
+                source = photos[answer.inherited_from][position]
+                passed_on = {"inherited_from": answer.inherited_from, "fresh": False}
+                photo[position] = Answer(**_fields(source) | passed_on)
 
 
 def _as_repeated(answer: Answer) -> Answer:

@@ -16,6 +16,8 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 def text(record: Mapping[str, Any], field: str) -> str | None:
     """The photo's caption or description in one line: the model's, or the photo's own if that is
     why the model was not asked; None if there is neither, or the stage is off."""
+    if record.get("tagged"):
+        return plain(record["own"][field] or "") or None
     answer = record.get("describe", {}).get(field)
     if answer is None:
         return None

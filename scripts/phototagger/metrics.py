@@ -43,6 +43,7 @@ class Asked:
     cached: int = 0  # of those done: known already, nothing was asked
     failed: int = 0
     skipped: int = 0
+    inherited: int = 0  # of those done or failed: another photo of the capture group was asked
     prompt_tokens: int = 0
     completion_tokens: int = 0
     busy: float = 0.0  # seconds from request to answer, added up over requests in flight
@@ -160,7 +161,9 @@ def _add_requests(stage: Describe, jobs: Sequence[Mapping[str, Any]]) -> None:
         for name, counts in extra.get("fields", {}).items():
             asked = stage.fields.setdefault(name, Asked(setup))
             tokens = ("prompt_tokens", "completion_tokens")
-            _add(asked, counts, ("done", "cached", "failed", "skipped", "busy", *tokens))
+            _add(
+                asked, counts, ("done", "cached", "failed", "skipped", "inherited", "busy", *tokens)
+            )
             _add(stage, counts, tokens)
             p50, p95 = counts.get("seconds") or (None, None)
             if p50 is not None and p95 is not None:

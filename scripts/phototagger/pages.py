@@ -66,6 +66,7 @@ class Tile:
     caption: str | None
     description: str | None
     picture: Picture | None
+    remark: str | None = None  # why no model was shown the photo
     medoid: bool = False
     score: float | None = None
 
@@ -90,8 +91,17 @@ def tile(record: Mapping[str, Any], picture: Picture | None, number: int, **more
         caption,
         described.text(record, "description"),
         picture,
+        _remark(record),
         **more,
     )
+
+
+def _remark(record: Mapping[str, Any]) -> str | None:
+    if record.get("tagged"):
+        return "tagged already, left alone"
+    if leader := record.get("inherited_from"):
+        return f"as {leader.rpartition('/')[2]}"
+    return None
 
 
 def _keywords(record: Mapping[str, Any]) -> Iterator[Keyword]:

@@ -30,7 +30,7 @@ class Pictures:
         """All that shapes a picture, besides the photo."""
         limits = self._limits
         shape = f"{limits.max_edge} {limits.max_bytes} {limits.format} {limits.quality}"
-        source = f"{thumbnails.RECIPE} {self._thumb}" if self._from_thumb else "photo"
+        source = f"{thumbnails.PIXELS} {self._thumb}" if self._from_thumb else "photo"
         return f"{RECIPE} {shape} {source}"
 
     @property

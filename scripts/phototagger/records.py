@@ -16,7 +16,7 @@ from phototagger import CLONE
 from phototagger.errors import UserError
 from phototagger.files import open_atomic
 
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 SCHEMA = CLONE / "config/schema/record.schema.json"
 
 # Stages that can quarantine a photo, in the order in which a photo passes them.
@@ -26,7 +26,7 @@ STAGES = ("thumbs", "embed")
 # per field, beside the record.
 DESCRIBE = "describe"
 
-# Where a keyword comes from, in the order in which they stand: embedded in the photo, a vision
+# Where a keyword comes from, in the order in which they stand: the photo's own metadata, a vision
 # language model, CLIP.
 SOURCES = ("person", "vlm", "clip")
 
@@ -58,11 +58,15 @@ class Gps(TypedDict):
 
 
 class Own(TypedDict):
-    """What the photo's own metadata says."""
+    """What the photo's own metadata says, embedded or in a sidecar beside it."""
 
+    title: str | None
     caption: str | None
     description: str | None
+    alt_text: str | None
+    rating: str | None
     keywords: list[str]
+    paths: list[list[str]]  # hierarchies, each from the top down
 
 
 class Asked(TypedDict):
@@ -81,6 +85,7 @@ class Asked(TypedDict):
     seconds: float | None
     attempts: int | None
     finish_reason: str | None
+    inherited_from: str | None  # rel_path of the photo that was asked about instead
 
 
 class Record(TypedDict):
@@ -98,6 +103,7 @@ class Record(TypedDict):
     lens: str | None
     gps: Gps | None
     own: Own
+    embedded: dict[str, list[str]]  # what of it the photo itself holds, by XMP tag
     thumb: str
     labels: list[Score]
     over_threshold: list[Score]
@@ -106,6 +112,8 @@ class Record(TypedDict):
     keywords: list[Keyword]
     models: dict[str, str]  # clip, and of each field that was done
     describe: dict[str, Asked]  # by field; empty if the stage is off
+    inherited_from: str | None  # rel_path of the photo of the capture group whose labels these are
+    tagged: bool  # already, so that it was left alone
     notes: list[str]
     schema_version: str
 

@@ -65,12 +65,12 @@ class Index:
             row = by_sha256.get(record["sha256"])
             model = record["models"]["clip"]
             if row is None:
-                lacking += 1
+                lacking += not record.get("tagged")
                 continue
             rel_paths.append(record["rel_path"])
             rows.append(row)
         if not rel_paths:
-            raise UserError(f"{results / 'records.jsonl'}: no photos in it; {_RUN}")
+            raise UserError(f"{results / 'records.jsonl'}: no photos in it with embeddings; {_RUN}")
         if lacking:
             log.warning("%d photos have no embedding yet and are left out; %s", lacking, _RUN)
         machine = replace(machine, cache=results.absolute().parent / machine.cache)

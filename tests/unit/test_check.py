@@ -35,6 +35,7 @@ def test_a_finished_library_passes_with_its_ledger(library):
     assert 0 < with_keywords <= 17
     assert counts == {
         "folders": 4,
+        "inherited": 0,
         "ok": True,
         "photos": 20,
         "problems": 3,
@@ -48,6 +49,7 @@ def test_a_finished_library_passes_with_its_ledger(library):
             "score": {"in": 20, "done": 17, "skipped": 3, "quarantined": 0},
             "record": {"in": 20, "done": 17, "skipped": 3, "quarantined": 0},
         },
+        "tagged": 0,
     }
 
 
@@ -146,9 +148,21 @@ def drop_sidecar(library):
     raise AssertionError
 
 
+def manifest_rows(edit):
+    """Change the cells of every row; the sidecar is the last."""
+
+    def tamper(library):
+        for path in library.paths("sidecars-manifest", ".tsv"):
+            header, *rows = path.read_text().splitlines()
+            cells = [edit(row.split("\t")) for row in rows]
+            path.write_text("".join("\t".join(row) + "\n" for row in [[header], *cells]))
+
+    return tamper
+
+
 def extra_sidecar(library):
     path = library.paths("sidecars-manifest", ".tsv")[-1]
-    path.write_text(path.read_text() + f"zzz.jpg\t{'0' * 64}\n")
+    path.write_text(path.read_text() + f"zzz.jpg\t{'0' * 64}\tzzz.jpg\t{'0' * 64}\n")
 
 
 def rename_label(record):
@@ -211,6 +225,15 @@ TAMPERINGS = {
     "medoid twice": (medoids(lambda rows: [*rows, rows[-1]]), "two medoids"),
     "medoid NaN": (medoids(set_cell(1, 2, "nan")), "cosine is nan"),
     "sidecar dropped": (drop_sidecar, "not in the manifest"),
+    "sidecar not made": (manifest_rows(lambda row: [*row[:3], ""]), "there is something to write"),
+    "sidecar of another photo": (
+        manifest_rows(lambda row: [row[0], "1" * 64, *row[2:]]),
+        "of another record",
+    ),
+    "sidecar of another leader": (
+        manifest_rows(lambda row: [*row[:2], "x.jpg", row[3]]),
+        "of another record",
+    ),
     "sidecar without record": (extra_sidecar, r"zzz\.jpg"),
     "shard dropped from the plan": (drop_last_shard_from_plan, "not in the plan"),
     "listing changed": (change_listing, "not the listing of the plan"),
@@ -241,8 +264,7 @@ def test_a_name_too_long_for_a_sidecar_may_lack_one(tmp_path):
     long_name = "x" * 248 + ".jpg"
     library = make_library(tmp_path, ["a.jpg", long_name, *(f"{i}.jpg" for i in range(8))]).run()
     everything = library.check()
-    for path in library.paths("sidecars-manifest", ".tsv"):
-        edit_lines(path, lambda lines: [line for line in lines if "xxx" not in line])
+    manifest_rows(lambda row: [*row[:3], "" if "xxx" in row[0] else row[3]])(library)
     assert library.check() == everything | {"sidecars": everything["sidecars"] - 1}
 
 
@@ -426,3 +448,129 @@ def test_a_photo_with_nothing_but_its_own_keywords_needs_no_sidecar(tmp_path):
     library.manifests()
     counts = library.check()
     assert (counts["keywords"], counts["sidecars"]) == (1, 0)
+    manifest_rows(lambda row: [*row[:3], "0" * 64])(library)
+    with pytest.raises(UserError, match=r"a\.jpg: listed, but there is nothing to write"):
+        library.check()
+
+
+# ------------------------------------------------------------------- tagged, and capture groups
+
+SCORE = {"label": "cat", "cosine": 0.5, "probability": 0.5}
+TAKEN = {"taken_at": "2024-05-01T12:00:00"}
+MIXED = {
+    "0.jpg": {},
+    "a/IMG.CR3": TAKEN | {"format": "CR3"},
+    "a/IMG.a.jpg": {},
+    "a/IMG.jpg": TAKEN,
+    "a/b.jpg": {"tagged": True, "own_keywords": ["Tom"]},
+    "all tagged/c.jpg": {"tagged": True, "own_keywords": ["Tom"]},
+    "z.jpg": {},
+}
+
+
+@pytest.fixture(scope="module")
+def finished_mixture(tmp_path_factory):
+    fields = ("caption", "keywords")
+    text = "A picture of a/IMG.jpg."
+    answers = {
+        ("a/IMG.CR3", "caption"): {"text": text, "inherited_from": "a/IMG.jpg"},
+        ("a/IMG.CR3", "keywords"): {"inherited_from": "a/IMG.jpg"},
+    }
+    work = tmp_path_factory.mktemp("mixture")
+    broken = {"z.jpg": ("thumbs", "empty")}
+    return make_library(
+        work, MIXED, own=MIXED, fields=fields, answers=answers, problems=broken, shard_size=7
+    ).run()
+
+
+@pytest.fixture
+def mixture(finished_mixture, tmp_path):
+    work = tmp_path / "mixture"
+    shutil.copytree(finished_mixture.work, work)
+    return type(finished_mixture)(work, finished_mixture.shards)
+
+
+def test_the_ledger_of_photos_that_are_tagged_or_inherit(mixture):
+    counts = mixture.check()
+    assert {name: counts[name] for name in ("photos", "records", "problems")} == {
+        "photos": 7,
+        "records": 6,
+        "problems": 1,
+    }
+    assert (counts["tagged"], counts["inherited"]) == (2, 1)
+    assert (counts["sidecars"], counts["folders"]) == (4, 3)
+    assert counts["stages"] == {
+        "thumbs": {"in": 7, "done": 6, "skipped": 0, "quarantined": 1},
+        "embed": {"in": 7, "done": 4, "skipped": 3, "quarantined": 0},
+        "score": {"in": 7, "done": 4, "skipped": 3, "quarantined": 0},
+        "record": {"in": 7, "done": 6, "skipped": 1, "quarantined": 0},
+        "caption": {"in": 7, "done": 4, "skipped": 3, "quarantined": 0},
+        "keywords": {"in": 7, "done": 4, "skipped": 3, "quarantined": 0},
+    }
+
+
+def test_a_library_of_tagged_photos_passes(tmp_path):
+    own = {name: {"tagged": True} for name in ("a.jpg", "b/c.jpg")}
+    counts = make_library(tmp_path, own, own=own, fields=("caption",)).run().check(["caption"])
+    assert (counts["tagged"], counts["sidecars"]) == (2, 0)
+    assert counts["stages"]["caption"] == {"in": 2, "done": 0, "skipped": 2, "quarantined": 0}
+
+
+def tagged_in_manifest(library):
+    (path,) = library.paths("sidecars-manifest", ".tsv")
+    row = f"a/b.jpg\t{'0' * 64}\ta/b.jpg\t\n"
+    edit_lines(path, lambda lines: sorted([*lines, row], key=lambda line: line > "b"))
+
+
+MIXED_TAMPERINGS = {
+    "tagged with labels": (
+        record_of("a/b.jpg", lambda r: r.update(labels=[SCORE])),
+        "tagged already, but has labels",
+    ),
+    "tagged with a caption": (
+        record_of("a/b.jpg", lambda r: r.update(caption="x")),
+        "tagged already, but has caption",
+    ),
+    "tagged that inherits": (
+        record_of("a/b.jpg", lambda r: r.update(inherited_from="a/IMG.jpg")),
+        "but has inherited_from",
+    ),
+    "tagged with a keyword": (
+        record_of("a/b.jpg", keyword_source(1, "vlm")),
+        "photo's own|found none",
+    ),
+    "not tagged": (record_of("a/b.jpg", lambda r: r.update(tagged=False)), "describe has nothing"),
+    "tagged in the manifest": (tagged_in_manifest, "manifest|no such record"),
+    "medoid is tagged": (
+        medoids(lambda rows: [*rows, ["all tagged", "all tagged/c.jpg", "1.0"]]),
+        "not a record of folder all tagged",
+    ),
+    "leader unknown": (
+        record_of("a/IMG.CR3", lambda r: r.update(inherited_from="a/IMG.png")),
+        r"inherited from a/IMG\.png, which is no record",
+    ),
+    "leader of another name": (
+        record_of("a/IMG.CR3", lambda r: r.update(inherited_from="a/IMG.a.jpg")),
+        "which is no record of the same name",
+    ),
+    "no leader": (
+        record_of("a/IMG.jpg", lambda r: r.update(inherited_from="a/IMG.CR3")),
+        "which leads no group",
+    ),
+    "other labels": (
+        record_of("a/IMG.jpg", lambda r: r.update(labels=r["labels"][:-1])),
+        "which has other labels",
+    ),
+    "other caption": (
+        record_of("a/IMG.CR3", lambda r: r.update(caption="x")),
+        r"caption is inherited from a/IMG\.jpg, which has another",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MIXED_TAMPERINGS)
+def test_tampering_with_what_was_left_out_is_found(mixture, name):
+    tamper, message = MIXED_TAMPERINGS[name]
+    tamper(mixture)
+    with pytest.raises(UserError, match=message):
+        mixture.check()

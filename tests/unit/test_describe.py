@@ -14,11 +14,11 @@ from servers.fault_server import FaultServer, running
 from thumbs import thumbs
 from workflow.library import make_photo
 
-from phototagger import config, plan
+from phototagger import config, plan, tables
 from phototagger.asking import percentiles
 from phototagger.connection import connect
 from phototagger.errors import UserError
-from phototagger.files import write_atomic
+from phototagger.files import sha256_file, write_atomic
 from phototagger.job import Stats
 from phototagger.machine import Machine, Servers
 from phototagger.pictures import Pictures, encode
@@ -231,3 +231,129 @@ def test_the_thumbnail_is_sent_if_it_is_large_enough(shard: Callable[[FaultServe
 def test_percentiles():
     assert percentiles([0.5]) == (0.5, 0.5)
     assert percentiles([float(n) for n in range(101)]) == (50.0, 95.0)
+
+
+# ------------------------------------------------------------------- tagged, and capture groups
+
+
+@pytest.fixture
+def pair(shard: Callable[[FaultServer], Shard]) -> Callable[..., Shard]:
+    """The shard, with 0.tif of the same picture as 0.jpg, and with columns of thumbs changed."""
+
+    def make(server: FaultServer, **changes: dict[str, Any]) -> Shard:
+        photos = shard(server)
+        rows = [row | {"tagged": False} for row in tables.read_table(photos.table).to_pylist()]
+        copy = photos.work / "photos/0.tif"
+        Image.open(copy.with_name("0.jpg")).save(copy)
+        other = rows[0] | {"rel_path": "0.tif", "format": "TIFF"}
+        other |= dict.fromkeys(("sha256", "picture"), sha256_file(copy))
+        other["bytes"] = copy.stat().st_size
+        rows[0]["taken_at"] = other["taken_at"] = "2024-05-01T12:00:00"
+        rows = [row | changes.get(row["rel_path"], {}) for row in [rows[0], other, *rows[1:]]]
+        tables.write_table(photos.table, tables.THUMBS, rows, {})
+        return photos
+
+    return make
+
+
+def by_photo(lines: list[dict], field: str) -> dict[str, dict]:
+    return {said["rel_path"]: said for said in lines if said["field"] == field}
+
+
+def test_a_tagged_photo_is_not_asked_about(pair: Callable[..., Shard]):
+    everything = ("0.jpg", "0.tif", "1.jpg", "4.jpg")
+    with running() as server:
+        lines, stats = pair(server, **{name: {"tagged": True} for name in everything}).ask()
+        assert server.stats.received == 3
+    assert {said["rel_path"] for said in lines} == {"3.jpg"}
+    assert (stats.photos, stats.computed, stats.cached, stats.skipped) == (6, 1, 0, 5)
+
+
+def test_if_all_are_tagged_no_server_is_needed(pair: Callable[..., Shard]):
+    with running() as server:
+        photos = pair(server)
+        rows = tables.read_table(photos.table).to_pylist()
+        tables.write_table(photos.table, tables.THUMBS, [r | {"tagged": True} for r in rows], {})
+        lines, stats = photos.ask()
+        assert server.stats.received == 0
+    assert lines == []
+    assert (stats.photos, stats.skipped, stats.extra["requests"]) == (6, 6, 0)
+
+
+def test_a_capture_group_is_asked_about_once_and_its_members_inherit(pair: Callable[..., Shard]):
+    with running() as server:
+        lines, stats = pair(server).ask()
+        assert server.stats.received == 9  # as without 0.tif
+    for field in ("caption", "keywords", "description"):
+        found = by_photo(lines, field)
+        leader, member = found["0.jpg"], found["0.tif"]
+        assert leader["inherited_from"] is None
+        own = {name: member[name] for name in ("rel_path", "sha256")}
+        assert member == leader | own | {"inherited_from": "0.jpg"}
+        assert member["sha256"] != leader["sha256"]
+    assert (stats.photos, stats.computed, stats.cached, stats.skipped) == (6, 3, 2, 1)
+    fields = stats.extra["fields"]
+    assert (fields["caption"]["done"], fields["caption"]["inherited"]) == (5, 1)
+    assert fields["caption"]["prompt_tokens"] == sum(
+        by_photo(lines, "caption")[name]["prompt_tokens"] for name in ("0.jpg", "1.jpg", "3.jpg")
+    )
+
+
+def test_own_words_are_not_passed_on(pair: Callable[..., Shard]):
+    with running() as server:
+        photos = pair(server, **{"0.jpg": {"own_caption": "Ours"}})
+        lines, _ = photos.ask()
+        assert server.stats.received == 9  # the caption from 0.tif, all else from 0.jpg
+        captions, keywords = by_photo(lines, "caption"), by_photo(lines, "keywords")
+        assert (captions["0.jpg"]["status"], captions["0.tif"]["status"]) == ("skipped", "done")
+        assert captions["0.tif"]["inherited_from"] is None
+        assert keywords["0.tif"]["inherited_from"] == "0.jpg"
+        lines, _ = photos.ask(overwrite=True)
+        assert server.stats.received == 9 + 2  # its caption, and the description that quotes it
+    assert by_photo(lines, "caption")["0.tif"]["inherited_from"] == "0.jpg"
+
+
+def test_what_failed_is_inherited_as_well(pair: Callable[..., Shard]):
+    with running() as server:
+        photos = pair(
+            server, **{"0.jpg": {"thumb": "512/no/thumb.jpg", "sha256": "e" * 64, "picture": None}}
+        )
+        lines, stats = photos.ask()
+    leader, member = (by_photo(lines, "caption")[name] for name in ("0.jpg", "0.tif"))
+    assert (leader["status"], leader["kind"]) == ("failed", "picture_failed")
+    assert (member["status"], member["message"]) == ("failed", leader["message"])
+    assert member["inherited_from"] == "0.jpg"
+    assert stats.problems == 2
+
+
+def test_other_pictures_of_the_same_name_are_asked_about(pair: Callable[..., Shard]):
+    with running() as server:
+        other = {"taken_at": "2024-05-01T12:00:01"}
+        lines, _ = pair(server, **{"0.tif": other, "3.jpg": {"tagged": True}}).ask()
+        assert server.stats.received == 9
+    assert by_photo(lines, "caption")["0.tif"]["inherited_from"] is None
+
+
+def test_working_ahead_asks_once_as_well(pair: Callable[..., Shard]):
+    with running() as server:
+        photos = pair(server)
+        table = photos.work / "shards/1.parquet"
+        rows = tables.read_table(photos.table).to_pylist()
+        tables.write_table(table, tables.THUMBS, rows[2:3], {})
+        ahead = [*rows[:2], rows[4] | {"tagged": True}]
+        tables.write_table(table.with_name("2.parquet"), tables.THUMBS, ahead, {})
+        task = photos.task()
+        describe(
+            table,
+            photos.work / "said/1.jsonl",
+            task=task,
+            before=[],
+            machine=photos.machine,
+            connect=lambda: connect(
+                task.setup, photos.machine.servers, photos.work / "log", photos.work / "verdicts"
+            ),
+            ahead=True,
+            size=SIZE,
+            quality=QUALITY,
+        )
+        assert server.stats.received == 3 + 3

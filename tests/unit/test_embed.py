@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import skimage.data
-from embed import _prefetch, embed, open_cache
+from embed import _prefetch, embed, open_cache, rows_ahead
 from PIL import Image
 from thumbs import thumbs
 
@@ -16,7 +16,7 @@ from phototagger.errors import UserError
 from phototagger.job import Stats
 from phototagger.machine import Machine
 from phototagger.plan import Photo, Root, Roots, format_listing
-from phototagger.tables import read_table
+from phototagger.tables import THUMBS, read_table, write_table
 
 SIZE, QUALITY, DIMENSION = 128, 85, 32
 
@@ -306,3 +306,36 @@ def test_decoding_runs_ahead_but_not_away():
     assert max(started) <= 2 + 5
     results.close()
     assert len(started) < 20
+
+
+def test_photos_that_are_tagged_already_cost_nothing(shard: Path, tiny_models: Path, monkeypatch):
+    table = shard / "thumbs.parquet"
+    rows = read_table(table).to_pylist()
+    # one of two copies; and all that there is of another picture
+    tagged = [row | {"tagged": row["rel_path"] in ("a.jpg", "c.png")} for row in rows]
+    write_table(table, THUMBS, tagged, {})
+    found, stats = run(shard, tiny_models)
+    names = {row["sha256"]: row["rel_path"] for row in rows}
+    assert [names[row["sha256"]] for row in found] == [
+        "b-copy.jpg",
+        "d-panorama.png",
+        "e-small.png",
+    ]
+    assert (stats.photos, stats.computed, stats.cached, stats.skipped) == (6, 3, 0, 3)
+
+    write_table(table, THUMBS, [row | {"tagged": True} for row in rows], {})
+    monkeypatch.setattr(clip, "load_card_model", None)
+    found, stats = run(shard, tiny_models)
+    assert found == []
+    assert (stats.photos, stats.computed, stats.skipped) == (6, 0, 6)
+
+
+def test_working_ahead_leaves_tagged_photos_alone(shard: Path, tiny_models: Path):
+    table = shard / "thumbs.parquet"
+    rows = read_table(table).to_pylist()
+    folder = shard / "tables"
+    write_table(folder / "1.parquet", THUMBS, rows[:1], {})
+    write_table(folder / "2.parquet", THUMBS, [row | {"tagged": True} for row in rows], {})
+    cache = open_cache(shard / "cache", "m", DIMENSION, size=SIZE, quality=QUALITY)
+    ahead = rows_ahead(folder / "1.parquet", folder / "out" / "1.parquet", cache, float("inf"))
+    assert list(ahead) == []

@@ -16,6 +16,7 @@ from phototagger import names, plan
 from phototagger.tables import embeddings_schema, write_table
 
 Photo = tuple[str, int, list[str]]  # rel_path, which content, keywords
+TAGGED = "tagged.jpg"  # how names of photos end that are tagged already
 
 
 def sha256(content: int) -> str:
@@ -38,6 +39,7 @@ def write(folder: Path, shards: list[list[Photo]], vectors: dict[int, list | Non
         for rel_path, content, keywords in photos:
             entries = [{"keyword": keyword} for keyword in keywords]
             record = {"rel_path": rel_path, "sha256": sha256(content), "keywords": entries}
+            record["tagged"] = rel_path.endswith(TAGGED)
             lines.append(json.dumps(record, ensure_ascii=False) + "\n")
     (folder / "records.jsonl").write_text("".join(lines), "utf-8")
 
@@ -218,3 +220,12 @@ def test_memory_is_that_of_a_shard(tmp_path):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 6_000_000
+
+
+def test_photos_that_are_tagged_already_have_no_say(tmp_path):
+    vectors = {0: [1.0, 0.0], 1: [0.0, 1.0], 2: [0.6, 0.8], 3: None}
+    photos = [("a/1.jpg", 0, ["x"]), ("a/2.jpg", 1, ["x"]), (f"a/3{TAGGED}", 2, ["x"])]
+    photos += [(f"b/{TAGGED}", 0, ["x"]), (f"c/{TAGGED}", 3, [])]
+    folders, tags = run(tmp_path, [photos], vectors, tag_aware=True, min_size=1)
+    assert [row[:2] for row in folders[1:]] == [["a", "a/1.jpg"]]
+    assert [row[:4] for row in tags[1:]] == [["a", "x", "2", "a/1.jpg"]]

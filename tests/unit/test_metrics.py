@@ -84,7 +84,16 @@ def asked(setup: str, fields: dict, **values) -> dict:
 def test_answers_add_up_per_field_and_setup(tmp_path):
     seconds = {"seconds": 2, "photos": 10}
     caption = field(9, [1.0, 2.0], failed=1, prompt_tokens=100, completion_tokens=10, busy=9.5)
-    more = field(4, [3.0, 3.0], cached=2, skipped=6, prompt_tokens=40, completion_tokens=4, busy=6)
+    more = field(
+        4,
+        [3.0, 3.0],
+        cached=2,
+        skipped=6,
+        inherited=1,
+        prompt_tokens=40,
+        completion_tokens=4,
+        busy=6,
+    )
     keywords = field(10, None, cached=10)
     first = asked("x", {"caption": caption}, retries={"timeout": 2, "429": 1}, raised=1)
     counts(tmp_path, "describe/x/aa", 110, **seconds, **first)
@@ -101,7 +110,7 @@ def test_answers_add_up_per_field_and_setup(tmp_path):
     assert list(stage.fields) == ["caption", "keywords"]
     found = stage.fields["caption"]
     assert (found.done, found.cached, found.failed, found.skipped) == (13, 2, 1, 6)
-    assert (found.tokens, found.busy, found.setup) == (154, 15.5, "x")
+    assert (found.inherited, found.tokens, found.busy, found.setup) == (1, 154, 15.5, "x")
     assert 1.0 < found.seconds_p50 < 3.0
     assert stage.fields["keywords"].seconds_p50 is None
 

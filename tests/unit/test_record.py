@@ -159,7 +159,9 @@ def test_answers_are_in_the_record_and_say_how_they_came_about(tmp_path):
     (found,), problems = results(library)
     assert load_validator()(found) is None
     assert problems == []
-    assert found["own"] == {"caption": "Ours", "description": None, "keywords": ["CAT", "Tom"]}
+    nothing = dict.fromkeys(("title", "description", "alt_text", "rating"))
+    own = {"caption": "Ours", "keywords": ["CAT", "Tom"], "paths": []}
+    assert found["own"] == nothing | own
     assert (found["caption"], found["description"]) == (None, "A picture of a.jpg.")
     assert found["models"] == {"clip": MODEL, "keywords": "tiny-vlm", "description": "tiny-vlm"}
     assert list(found["describe"]) == list(FIELDS)
@@ -268,3 +270,94 @@ def test_counts_are_of_photos(tmp_path):
     library.record_shard(library.shards[0].name, stats)
     assert (stats.photos, stats.computed, stats.skipped) == (2, 1, 1)
     assert len(results(library)[1]) == 4
+
+
+# ------------------------------------------------------------------- tagged, and capture groups
+
+
+def test_a_tagged_photo_has_its_own_metadata_only(tmp_path):
+    own = {
+        "a.jpg": {
+            "tagged": True,
+            "own_title": "Tom at home",
+            "own_rating": "5",
+            "own_keywords": ["cat", "Tom"],
+            "own_paths": [["animal", "cat"]],
+            "embedded": '{"XMP-dc:Subject": ["Tom"]}',
+        }
+    }
+    library = make_library(tmp_path, ["a.jpg", "b.jpg"], own=own, fields=FIELDS)
+    library.record()
+    (tagged, other), problems = results(library)
+    assert [load_validator()(record) for record in (tagged, other)] == [None, None]
+    assert problems == []
+    assert (tagged["tagged"], other["tagged"]) == (True, False)
+    assert [(k["keyword"], k["source"], k["score"]) for k in tagged["keywords"]] == [
+        ("cat", "person", None),
+        ("Tom", "person", None),
+    ]
+    assert (tagged["labels"], tagged["over_threshold"], tagged["describe"]) == ([], [], {})
+    assert tagged["own"]["paths"] == [["animal", "cat"]]
+    assert (tagged["own"]["title"], tagged["own"]["rating"]) == ("Tom at home", "5")
+    assert tagged["embedded"] == {"XMP-dc:Subject": ["Tom"]}
+    assert tagged["notes"] == ["already tagged: left alone"]
+    assert other["notes"] == []
+
+
+def test_a_tagged_copy_of_a_photo_that_is_not_has_no_labels_either(tmp_path):
+    own, contents = {"a.jpg": {"tagged": True}}, {"a.jpg": "same", "b.jpg": "same"}
+    library = make_library(tmp_path, contents, contents=contents, own=own)
+    library.record()
+    first, second = results(library)[0]
+    assert first["sha256"] == second["sha256"]
+    assert (first["labels"], bool(second["labels"])) == ([], True)
+
+
+PAIR = {
+    "a.CR3": {"format": "CR3", "taken_at": "2024-05-01T12:00:00", "own_keywords": ["Tom"]},
+    "a.jpg": {"taken_at": "2024-05-01T12:00:00"},
+    "b.jpg": {},
+}
+
+
+def test_members_of_a_capture_group_get_the_labels_of_their_leader(tmp_path):
+    library = make_library(tmp_path, PAIR, own=PAIR, contents={"a.jpg": "a cat"})
+    library.record()
+    raw, jpeg, alone = results(library)[0]
+    assert [r["inherited_from"] for r in (raw, jpeg, alone)] == ["a.jpg", None, None]
+    assert raw["sha256"] != jpeg["sha256"]
+    for name in ("labels", "over_threshold"):
+        assert raw[name] == jpeg[name]
+    assert [k for k in raw["keywords"] if k["source"] == "person"]
+    found = [[k["path"] for k in r["keywords"] if k["source"] == "clip"] for r in (raw, jpeg)]
+    assert found[0] == found[1]
+    assert found[0]
+
+
+def test_a_leader_that_could_not_be_embedded_leaves_its_place_to_the_next(tmp_path):
+    broken = {"a.jpg": ("embed", "embed_failed")}
+    library = make_library(tmp_path, PAIR, own=PAIR, problems=broken)
+    library.record()
+    records, problems = results(library)
+    assert [(r["rel_path"], r["inherited_from"]) for r in records] == [
+        ("a.CR3", None),
+        ("b.jpg", None),
+    ]
+    assert records[0]["labels"]
+    assert [p.rel_path for p in problems] == ["a.jpg"]
+
+
+def test_other_pictures_of_the_same_name_are_on_their_own_and_say_so(tmp_path):
+    own = {"x/a.jpg": {"dhash": "0" * 16}, "x/a.png": {"format": "PNG", "dhash": "f" * 16}}
+    own = {name: {"taken_at": None} | row for name, row in own.items()}
+    library = make_library(tmp_path, own, own=own)
+    library.record()
+    first, second = results(library)[0]
+    assert first["inherited_from"] is second["inherited_from"] is None
+    assert first["labels"] != second["labels"]
+    assert first["notes"] == [
+        "a.png has the same name but shows another picture: each is on its own"
+    ]
+    assert second["notes"] == [
+        "a.jpg has the same name but shows another picture: each is on its own"
+    ]

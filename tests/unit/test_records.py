@@ -49,6 +49,7 @@ ASKED = {
     "seconds": 0.25,
     "attempts": 1,
     "finish_reason": "stop",
+    "inherited_from": None,
 }
 SKIPPED = ASKED | {"status": "skipped"} | dict.fromkeys(list(ASKED)[7:])
 GOOD = {
@@ -63,7 +64,16 @@ GOOD = {
     "camera": "NIKON D850",
     "lens": None,
     "gps": {"lat": 48.1, "lon": -11.0},
-    "own": {"caption": "Our cat", "description": None, "keywords": ["Tom"]},
+    "own": {
+        "title": None,
+        "caption": "Our cat",
+        "description": None,
+        "alt_text": None,
+        "rating": "3",
+        "keywords": ["Tom"],
+        "paths": [["family", "Tom"]],
+    },
+    "embedded": {"XMP-dc:Subject": ["Tom"], "XMP-xmp:Rating": ["3"]},
     "thumb": "512/ab/abc.jpg",
     "labels": SCORES,
     "over_threshold": SCORES[:1],
@@ -75,8 +85,10 @@ GOOD = {
     ],
     "models": {"clip": "demo-clip", "caption": "tiny-vlm"},
     "describe": {"caption": ASKED, "keywords": SKIPPED},
+    "inherited_from": "a/ü|\\n.jpeg",
+    "tagged": False,
     "notes": [],
-    "schema_version": "1.1",
+    "schema_version": "1.2",
 }
 CHANGES = [
     ("sha256", None),
@@ -108,6 +120,12 @@ CHANGES = [
     ("own", None),
     ("own", GOOD["own"] | {"caption": ""}),
     ("own", GOOD["own"] | {"keywords": None}),
+    ("own", GOOD["own"] | {"rating": 3}),
+    ("own", GOOD["own"] | {"paths": [[]]}),
+    ("embedded", None),
+    ("embedded", {"XMP-dc:Subject": "Tom"}),
+    ("inherited_from", ""),
+    ("tagged", None),
     ("caption", ""),
     ("description", ["text"]),
     ("describe", {"title": ASKED}),

@@ -71,8 +71,10 @@ def record(fields, rel_path, thumb, labels, over=1):
         "over_threshold": labels[:over],
         "keywords": [],
         "models": {"clip": "demo-clip"},
+        "inherited_from": None,
+        "tagged": False,
         "notes": [],
-        "schema_version": "1.0",
+        "schema_version": "1.2",
     }
 
 
@@ -386,3 +388,29 @@ def test_histogram_counts_every_photo():
     assert bars[0].low <= -3 < bars[0].high
     assert bars[-1].low <= 88 < bars[-1].high
     assert rule.median(cells) == 21
+
+
+def test_photos_that_no_model_was_shown_say_so(tmp_path, library):
+    page = Page(make_page(tmp_path, library))
+    assert "left alone" not in page.text
+    assert "with another file" not in page.text
+    own = {"caption": "Our own words", "description": None, "keywords": ["Tom"]}
+    nothing = {"labels": [], "over_threshold": [], "keywords": [keyword("Tom", "person")]}
+    changes = [{"tagged": True, "own": own} | nothing, {"inherited_from": "cats/01.jpg"}]
+    edit_records(tmp_path, lambda number: changes[number] if number < 2 else {})
+    page = Page(make_page(tmp_path, library))
+    assert len(page.tiles) == 19
+    for text in ("tagged already, left alone", "described with another file", "as 01.jpg"):
+        assert text in page.text
+    assert "Our own words" in page.text
+
+
+def test_a_library_of_tagged_photos_has_a_page(tmp_path, library):
+    own = {"caption": None, "description": None, "keywords": []}
+    nothing = {"labels": [], "over_threshold": [], "keywords": [], "tagged": True, "own": own}
+    edit_records(tmp_path, lambda _: nothing)
+    path = tmp_path / "results/folder_medoids.csv"
+    path.write_text(path.read_text().splitlines(keepends=True)[0])
+    page = Page(make_page(tmp_path, library))
+    assert len(page.tiles) == 19
+    assert "No photo was scored." in page.text

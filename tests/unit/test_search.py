@@ -48,6 +48,7 @@ def library(tmp_path_factory, demo_models):
         records.append(
             {"rel_path": rel_path, **thumb.fields, "thumb": kept.name(sha256)}
             | {"labels": [score], "over_threshold": [score], "models": {"clip": "demo-clip"}}
+            | {"tagged": False, "inherited_from": None}
         )
     write_embeddings(work / "results", shards, digest)
     lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)

@@ -417,3 +417,32 @@ def test_the_photos_own_words_stand_in_where_the_model_was_not_asked():
     assert text(record | {"describe": {}}, "caption") is None
     assert text(record, "description") is None
     assert prose("see http://a.b, www.c.d or e@f.g") == r"see http:\//a.b, www\.c.d or e\@f.g"
+
+
+def test_a_tagged_photo_shows_its_own_words():
+    record = {"tagged": True, "own": {"caption": "Tom", "description": None}, "describe": {}}
+    assert (text(record, "caption"), text(record, "description")) == ("Tom", None)
+
+
+def test_photos_that_no_model_was_shown_are_counted_apart(tmp_path):
+    taken = {"taken_at": "2024-05-01T12:00:00"}
+    own = {
+        "a/1.CR3": taken | {"format": "CR3"},
+        "a/1.jpg": taken,
+        "a/2.jpg": {"tagged": True, "own_keywords": ["Tom"]},
+        "b/3.jpg": {"tagged": True, "own_keywords": ["Tom"]},
+    }
+    library = make_library(tmp_path, own, own=own).run()
+    whole = (library.results / "summary.md").read_text()
+    assert "- Photos: 4 in 2 folders\n- Quarantined: 0\n- Tagged already, left alone: 2\n" in whole
+    assert "- Described with another file of the same picture: 1\n" in whole
+    assert "### [a]" in whole
+    assert "### [b]" not in whole  # nothing was looked at there
+    assert "| Tom | 2 |" in whole
+    page = (library.results / "folders/a/summary.md").read_text()
+    assert page.count("1.jpg: ") == 1  # among the highlights
+    assert "1.CR3: " not in page
+    page = (library.results / "folders/b/summary.md").read_text()
+    assert "- Tagged already, left alone: 1\n" in page
+    assert "Medoid" not in page
+    assert not (library.results / "folders/b/medoid.jpg").exists()
