@@ -1,0 +1,1 @@
+"""Concurrent and killed applies and undos."""
