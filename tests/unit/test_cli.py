@@ -19,7 +19,8 @@ from phototagger.cli.settings import Settings, from_options, split_arguments
 from phototagger.config import SCHEMA, flatten, load
 from phototagger.errors import UserError
 
-COMMANDS = [*run.STAGES, "run", "status", "search", "labels", "models", "prompts"]
+COMMANDS = [*run.STAGES, "run", "status", "search", "diff", "apply", "undo"]
+COMMANDS += ["labels", "models", "prompts"]
 SHARDS = ["0000000001", "0000000002"]
 
 # Two shards of three photos through two stages, with the names of the real ones.
@@ -311,8 +312,13 @@ OPTIONS = {
     "--timeout 2.5": ("servers.timeout", 2.5),
     "--preflight": ("servers.preflight", True),
     "--skip-preflight": ("servers.preflight", False),
-    "--meta": ("sidecars.enabled", True),
-    "--no-meta": ("sidecars.enabled", False),
+    "--meta": ("metadata.enabled", True),
+    "--no-meta": ("metadata.enabled", False),
+    "--naming stem": ("metadata.naming", "stem"),
+    "--metadata-mode embed": ("metadata.mode", "embed"),
+    "--skip-tagged rating,caption,rating": ("tagged.fields", ["rating", "caption"]),
+    "--skip-tagged ,": ("tagged.fields", []),
+    "--tagged-by photo-tagger": ("tagged.by", ["photo-tagger"]),
 }
 
 
@@ -369,8 +375,8 @@ def test_options_stand_under_headings(capsys):
     text = capsys.readouterr().out
     headings = [line for line in text.splitlines() if line.endswith(":") and line[0] != " "]
     assert headings[0] == "Arguments:"
-    assert headings[-3:] == ["Captions, keywords and descriptions:", "Model servers:", "Sidecars:"]
-    shown = text.split("Model servers:")[1].split("Sidecars:")[0]
+    assert headings[-3:] == ["Captions, keywords and descriptions:", "Model servers:", "Metadata:"]
+    shown = text.split("Model servers:")[1].split("Metadata:")[0]
     assert "--base-url URL" in shown and "--setup" not in shown
     assert all(option.name.partition("/")[0] in text for option in CONFIGURED)
     assert max(map(len, text.splitlines())) <= 80
@@ -632,7 +638,7 @@ def test_what_was_asked_for_is_remembered_without_the_key(toy, capsys, monkeypat
     expected = {
         "servers": {"base_url": [URL], "api_key_env": "THE_KEY", "preflight": False},
         "describe": {"fields": ["keywords"]},
-        "sidecars": {"enabled": False},
+        "metadata": {"enabled": False},
     }
     assert json.loads((toy / "W/results/plan/command.json").read_text())["config"] == expected
     assert json.loads((toy / "W/seen.json").read_text())["config"] == expected

@@ -8,7 +8,17 @@ from typing import Annotated
 import typer
 
 from phototagger import __version__
-from phototagger.cli import labels, models, prompts, registry, run, search, status
+from phototagger.cli import (
+    labels,
+    models,
+    prompts,
+    publishing,
+    registry,
+    run,
+    search,
+    status,
+    undoing,
+)
 from phototagger.cli.errors import FailedError
 from phototagger.cli.options import Grouped
 from phototagger.errors import UserError
@@ -45,6 +55,9 @@ app.command("run", cls=Grouped, help="Tag photos: everything, or just the TARGET
 for _stage, (_help, _) in run.STAGES.items():
     app.command(_stage, cls=Grouped, help=_help)(run.run_command(_stage))
 app.command("status")(status.status)
+app.command("diff", cls=publishing.WithPage)(publishing.diff)
+app.command("apply")(publishing.apply)
+app.command("undo")(undoing.undo)
 app.command("search")(search.search)
 app.command("demo", hidden=True)(search.demo)
 app.add_typer(labels.app, name="labels")

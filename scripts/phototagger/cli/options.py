@@ -57,6 +57,11 @@ def parse_fields(text: str) -> list[str]:
     return [field for field in FIELDS if field in given]
 
 
+def parse_list(text: str) -> list[str]:
+    """`keywords,caption` as a list; nothing is the empty list. What is valid says the schema."""
+    return list(dict.fromkeys(word for part in text.split(",") if (word := part.strip())))
+
+
 @dataclass(frozen=True)
 class Configured:
     """An option for a key of config.yaml."""
@@ -91,7 +96,12 @@ class Configured:
         )
 
 
-_PARSERS = {"photos.extensions": parse_endings, "describe.fields": parse_fields}
+_PARSERS = {
+    "photos.extensions": parse_endings,
+    "describe.fields": parse_fields,
+    "tagged.fields": parse_list,
+    "tagged.by": parse_list,
+}
 _ROWS = {
     "Photos": [
         ("photos.recursive", bool, "--recursive/--no-recursive", None, "Look into subfolders."),
@@ -144,8 +154,16 @@ _ROWS = {
         ("servers.preflight", bool, "--preflight/--skip-preflight", None,
          "First check that the model really sees pictures."),
     ],
-    "Sidecars": [
-        ("sidecars.enabled", bool, "--meta/--no-meta", None, "Propose XMP sidecars, or none."),
+    "Metadata": [
+        ("metadata.enabled", bool, "--meta/--no-meta", None, "Propose XMP sidecars, or none."),
+        ("metadata.naming", str, "--naming", "ext|stem|both",
+         "Names of new sidecars: IMG.CR3.xmp, IMG.xmp (raw files only), or both."),
+        ("metadata.mode", str, "--metadata-mode", "sidecar|embed",
+         "Where `apply` writes: beside the photos, or into JPEG and TIFF files."),
+        ("tagged.fields", str, "--skip-tagged", "LIST",
+         "Leave photos alone that have all of these: keywords,caption ..."),
+        ("tagged.by", str, "--tagged-by", "LIST",
+         "Whose values count for that: person,photo-tagger."),
     ],
 }  # fmt: skip
 CONFIGURED = tuple(Configured(panel, *row) for panel, rows in _ROWS.items() for row in rows)
