@@ -8,13 +8,13 @@ BIN    := $(VENV)/bin
 UV     := 0.13.8
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-vllm setup lint bench lock clean exiftool
+.PHONY: demo test test-vllm setup lint bench lock clean exiftool applications
 
 demo: setup
 	$(BIN)/photo-tagger demo demo/photos
 	$(BIN)/photo-tagger run demo/photos
 
-test: setup lint
+test: setup applications lint
 	$(BIN)/python -m pytest -q
 
 # vLLM's build for CPUs, in an environment of its own (.venv-vllm, 3 GB) beside the usual one.
@@ -53,6 +53,14 @@ exiftool:
 	  elif command -v apt-get >/dev/null; then echo "ExifTool is missing: sudo apt-get install libimage-exiftool-perl"; exit 1; \
 	  elif command -v brew >/dev/null; then echo "ExifTool is missing: brew install exiftool"; exit 1; \
 	  else echo "ExifTool is missing: install it with your package manager, or from exiftool.org"; exit 1; fi; }
+
+# What tests/readers reads sidecars with; where one is missing, its tests are skipped and say so.
+APPLICATIONS := exiv2 libexempi8 darktable
+applications: exiftool
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! dpkg -s $(APPLICATIONS) >/dev/null 2>&1; then \
+	  echo "installing $(APPLICATIONS)"; apt-get update -qq; \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(APPLICATIONS) >/dev/null \
+	  || echo "not installed; tests that need them will be skipped"; fi
 
 # Linting reads the Snakefile, which plans; any folder with a picture will do.
 lint: setup
