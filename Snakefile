@@ -278,6 +278,7 @@ rule sidecars:
         "results/benchmarks/sidecars/{shard}.tsv"
     conda:
         "envs/photo-tagger.yaml"
+    threads: 2
     resources:
         mem_mb=RUN.scaled(1000, 0.5),
         runtime=RUN.scaled(10, 0.02),

@@ -15,7 +15,7 @@ What is proven, reading every file once, side by side, in path order:
 * `tags.csv` has the records' rows, in their order, with this run's run_id
 * every folder with records that are not tagged has one medoid, which is one of them
 * the sidecars' manifests have a row for each such record, with a sidecar if there is something to
-  write, and only then
+  write (or word that it could not be written), and only then
 """
 
 import json
@@ -140,6 +140,7 @@ def check(
         "run_id": run_id,
         "shards": len(shards),
         "sidecars": proposals.count,
+        "sidecars_failed": proposals.failed,
         "stages": ledger(stats.photos, quarantined, audit.tagged)
         | audit.fields.ledger(quarantined.total() + audit.tagged),
         "tagged": audit.tagged,
@@ -366,7 +367,7 @@ class _Audit:
         for folder in sorted(self._medoids.keys() - self._medoids_found):
             rel_path = self._medoids[folder]
             self.found.add(f"{self._medoids_path}: {rel_path}: not a record of folder {folder}")
-        self._proposals.finish(self.folders)
+        self._proposals.finish()
 
 
 if __name__ == "__main__":

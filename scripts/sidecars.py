@@ -15,12 +15,11 @@ import hashlib
 import json
 import logging
 import subprocess
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from phototagger import xmp
+from phototagger import marks, xmp
 from phototagger.errors import UserError
 from phototagger.exiftool import find_exiftool
 from phototagger.files import write_atomic, write_if_changed
@@ -44,14 +43,16 @@ def sidecars(
     machine: Machine,
     fields: Mapping[str, bool],
     carry_over: Collection[str] = (),
+    threads: int = 1,
     folder: Path = SIDECARS,
     stats: Stats | None = None,
 ) -> None:
     """Write the proposed sidecars of a shard's records below `folder`, then the manifest.
 
-    `fields`, `carry_over`: as in the configuration's `metadata`. All sidecars are made and read
-    back before the first one is put in its place. A photo whose sidecar cannot be written, or whose
-    name is too long for one, has none; the log says why.
+    `fields`, `carry_over`: as in the configuration's `metadata`. `threads`: ExifTool processes side
+    by side. All sidecars are made and read back before the first one is put in its place. A photo
+    whose sidecar cannot be written, or whose name is too long for one, has none; the manifest says
+    so, and the log says why.
 
     Raises UserError if ExifTool is missing or crashed.
     """
@@ -67,7 +68,7 @@ def sidecars(
         known[rel_path] = record
         if merged := propose(record, fields, carry_over):
             wanted[rel_path] = merged
-    contents, computed = _contents(wanted, machine.cache / "sidecars", stats)
+    contents, computed = _contents(wanted, machine.cache / "sidecars", threads, stats)
 
     rows = []
     for rel_path, record in known.items():
@@ -79,7 +80,8 @@ def sidecars(
         else:
             stats.cached += 1
         leader = record["inherited_from"] or rel_path
-        rows.append(Proposed(rel_path, record["sha256"], leader, digest))
+        failed = digest is None and rel_path in wanted
+        rows.append(Proposed(rel_path, record["sha256"], leader, digest, failed))
         stats.progress()
     write_manifest(manifest, rows)
 
@@ -97,7 +99,7 @@ def _put(folder: Path, rel_path: str, content: bytes) -> str | None:
 
 
 def _contents(
-    wanted: Mapping[str, Merged], cache: Path, stats: Stats
+    wanted: Mapping[str, Merged], cache: Path, threads: int, stats: Stats
 ) -> tuple[dict[str, bytes], set[str]]:
     """The sidecars' bytes by photo, from the cache or ExifTool, and the photos that needed it.
 
@@ -111,47 +113,46 @@ def _contents(
     missing: dict[Path, str] = {}  # equal values share a file: only the first photo is written
     computed = set()
     for rel_path, path in paths.items():
-        content = path.read_bytes() if path not in missing and path.exists() else b""
-        if _holds(content, wanted[rel_path]):
-            contents[rel_path] = content
-        else:
+        content = None if path in missing else _kept(path)
+        if content is None:
             missing.setdefault(path, rel_path)
             computed.add(rel_path)
+        else:
+            contents[rel_path] = content
 
     made: dict[Path, bytes] = {}
-    todo = list(missing.items())
-    for start in range(0, len(todo), xmp.CHUNK):
-        made |= _write([(path, name, wanted[name]) for path, name in todo[start:][: xmp.CHUNK]])
+    items = [
+        xmp.Item(name, None, wanted[name].values, wanted[name].marks) for name in missing.values()
+    ]
+    for path, content in zip(missing, xmp.write_all(items, threads), strict=True):
+        if isinstance(content, xmp.WriteFailure):
+            logging.warning("%s", content.message)
+            continue
+        _keep(path, content)
+        made[path] = content
         stats.progress()
     computed = {rel_path for rel_path in computed if paths[rel_path] in made}
     return contents | {rel_path: made[paths[rel_path]] for rel_path in computed}, computed
 
 
-def _write(chunk: Sequence[tuple[Path, str, Merged]]) -> dict[Path, bytes]:
-    """Write sidecars with one process, and keep them under the paths given."""
-    items = [xmp.Item(rel_path, None, m.values, m.marks) for _, rel_path, m in chunk]
-    made: dict[Path, bytes] = {}
-    for (path, _, _), content in zip(chunk, xmp.write_xmp(items), strict=True):
-        if isinstance(content, xmp.WriteFailure):
-            logging.warning("%s", content.message)
-            continue
-        write_atomic(path, content)
-        made[path] = content
-    return made
-
-
 def _kept_at(cache: Path, version: str, merged: Merged) -> Path:
-    recipe = json.dumps([xmp.RECIPE, version, merged.values, asdict(merged.marks)])
+    recipe = json.dumps([xmp.RECIPE, version, merged.values, marks.tags(merged.marks)])
     key = hashlib.sha256(recipe.encode()).hexdigest()
-    return cache / key[:2] / f"{key}.xmp"
+    return cache / key[:2] / key
 
 
-def _holds(content: bytes, merged: Merged) -> bool:
-    """Whether a kept sidecar is whole."""
+def _keep(path: Path, content: bytes) -> None:
+    """Keep a sidecar that holds what it should, after a line with its SHA-256."""
+    write_atomic(path, hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
+
+
+def _kept(path: Path) -> bytes | None:
+    """A kept sidecar; None if there is none, or not whole."""
     try:
-        return merged.equals(xmp.parse(content))
-    except xmp.NotXmpError:
-        return False
+        digest, _, content = path.read_bytes().partition(b"\n")
+    except FileNotFoundError:
+        return None
+    return content if hashlib.sha256(content).hexdigest().encode() == digest else None
 
 
 def exiftool_version(cache: Path) -> str:
@@ -184,5 +185,6 @@ if __name__ == "__main__":
             machine=Machine.load(snakemake.params.machine),
             fields=snakemake.params.fields,
             carry_over=snakemake.params.carry_over,
+            threads=snakemake.threads,
             stats=stats,
         )

@@ -11,12 +11,14 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
 from phototagger import names, originals, replacing, xmp
+from phototagger.aliases import Aliases
 from phototagger.changeset import (
     Before,
     Changeset,
@@ -31,10 +33,15 @@ from phototagger.errors import UserError
 from phototagger.files import sha256_file
 from phototagger.locks import folder_locks
 from phototagger.manifest import Proposed
-from phototagger.recovery import discard, embedded, recover
+from phototagger.recovery import discard, recover
 from phototagger.replacing import ChangedError
+from phototagger.tokencache import TokenCache
+from phototagger.tokens import NOTHING, Tokens
+from phototagger.xmp import Packet
 
-CHUNK = 256  # photos per ExifTool process and per round of the journal
+CHUNK = 256  # photos per round of the journal
+_PROCESSES = min(2, os.cpu_count() or 1)  # ExifTool side by side; the disk is the next limit
+_AT_ONCE = 8  # files that the disk is asked for together, which it makes one of
 _FOLDERS = 64  # folders locked at once, each an open file
 LARGEST = 1 << 20  # bytes of a sidecar; PhotoPrism reads no larger one
 
@@ -95,6 +102,7 @@ class _Step:
     after: str | None = None
     backup: str | None = None
     entry: Entry | None = None
+    said: Tokens = NOTHING  # what the plan thinks of the sidecar as it is
 
     @property
     def removes(self) -> bool:
@@ -108,6 +116,9 @@ class _Run:
         self.planner = planner
         self.counts: Counter[str] = Counter()
         self.changeset: Changeset | None = None
+        machine = library.machine
+        self._tokens = TokenCache(machine.cache, machine.roots, library.extensions)
+        self._aliases = Aliases(machine.cache)
         self._report = report
         self._reported: set[Path] = set()  # of the chunk
 
@@ -122,12 +133,11 @@ class _Run:
                 changeset.close()
             else:
                 self.changeset = changeset
-        if self.options.mode == "embed":
-            self.planner.embedded = embedded(self.library.results)
 
     def close(self) -> None:
         if self.changeset is not None and not self.changeset.of("intent"):
             self.changeset.close()
+        self._tokens.save()
 
     def chunk(self, rows: list[Proposed]) -> None:
         folders = {row: self.planner.folders_of(row) for row in rows}
@@ -190,17 +200,14 @@ class _Run:
             [s.job.seen.content for s in steps if s.job.seen and not s.job.planned.embed]
         )
         self._intend(steps, self.changeset)
-        void = []
-        for step in steps:
-            if not self._guard(step, self._prepare):
-                void.append(step)
-        for step in steps:
-            if step not in void and not self._guard(step, self._settle):
-                void.append(step)
+        ready = [step for step in steps if self._guard(step, self._prepare)]
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            settled = [(step, pool.submit(self._settle, step)) for step in ready]
+        ready = [s for s, future in settled if self._guard(s, lambda _, f=future: f.result())]
+        going = {id(step) for step in ready}
+        void = [step for step in steps if id(step) not in going]
         done = []
-        for step in steps:
-            if step in void:
-                continue
+        for step in ready:
             try:
                 placed = self._guard(step, self._place)
             except ChangedError:
@@ -226,15 +233,12 @@ class _Run:
                 step.job.seen.content if step.job.seen else None,
                 step.job.planned.after.values,
                 replace(step.job.planned.after.marks, run_id=self.library.run_id),
+                step.job.planned.before,
             )
             for step in to_make
         ]
         left = [step for step in steps if step.removes or step.job.planned.embed]
-        results = [
-            result
-            for start in range(0, len(items), CHUNK)
-            for result in xmp.write_xmp(items[start : start + CHUNK])
-        ]
+        results = list(xmp.write_all(items, _PROCESSES))
         for step, result in zip(to_make, results, strict=True):
             size = len(step.job.seen.content) if step.job.seen else 0
             if isinstance(result, xmp.WriteFailure):
@@ -251,7 +255,8 @@ class _Run:
             else:
                 step.content, step.after = result, hashlib.sha256(result).hexdigest()
                 left.append(step)
-        return sorted(left, key=steps.index)
+        order = {id(step): number for number, step in enumerate(steps)}
+        return sorted(left, key=lambda step: order[id(step)])
 
     def _photos_made(self, steps: list[_Step], changeset: Changeset) -> list[_Step]:
         """Whole new photos as temporary files beside the photos; those that succeeded."""
@@ -334,6 +339,11 @@ class _Run:
             replacing.settle(step.temporary, step.job.target if step.job.seen else None)
 
     def _place(self, step: _Step) -> None:
+        planned = step.job.planned
+        if planned.embed:  # what is known of the picture is still known of it
+            self._aliases.note(step.after, step.job.seen.sha256)
+        else:
+            step.said = self._tokens.of(planned.path)
         if step.removes:
             replacing.remove(step.job.target, step.job.seen)
         else:
@@ -346,8 +356,12 @@ class _Run:
             if not step.removes and sha256_file(step.job.target) != step.after:
                 message = "does not read back as written; look at the disk, then undo"
                 self._refuse(step.job, "would_lose", message)
-            else:
-                self._tell(step.job.planned)
+                return
+            planned = step.job.planned
+            if not step.removes and not planned.embed:
+                written = Packet(planned.after.values, planned.after.marks)
+                self._tokens.keep(planned.path, step.said, written)
+            self._tell(planned)
 
         self._guard(step, look)
 

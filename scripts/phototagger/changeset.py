@@ -21,6 +21,7 @@ import os
 import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from phototagger.errors import UserError, one_of
 
 FOLDER = Path("changes")  # below the results
 _VERSION = 1
+_AT_ONCE = 8  # files that the disk is asked for together
 _ID = re.compile(r"(\d{8}-\d{6})(?:-(\d+))?")
 
 
@@ -181,8 +183,8 @@ class Changeset:
                 if not (path.exists() and path.read_bytes() == content):  # one that was cut off
                     path.write_bytes(content)
                     written.append(path)
-            for path in written:
-                sync(path)
+            with ThreadPoolExecutor(_AT_ONCE) as pool:
+                list(pool.map(sync, written))
             if written:
                 sync(folder)
         except OSError as error:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from phototagger import beside, names, originals, plan, proposal, xmp
 from phototagger import merge as merging
+from phototagger.aliases import Aliases
 from phototagger.decisions import Decisions, read_decisions
 from phototagger.errors import UserError
 from phototagger.files import sha256_file
@@ -41,6 +42,7 @@ class Library:
     results: Path
     extensions: tuple[str, ...]
     run_id: str
+    fields: Mapping[str, bool] = field(default_factory=dict)  # `metadata.fields` of the run
 
     @classmethod
     def load(cls, results: Path = Path("results")) -> "Library":
@@ -48,12 +50,14 @@ class Library:
         try:
             machine = Machine.load(results / "plan/machine.json")
             frozen = json.loads((results / "audit/config.json").read_text("utf-8"))
-            extensions, run_id = frozen["config"]["photos"]["extensions"], frozen["run_id"]
+            config, run_id = frozen["config"], frozen["run_id"]
+            extensions = config["photos"]["extensions"]
+            fields = config.get("metadata", {}).get("fields", {})
         except FileNotFoundError as error:
             raise _nothing(results) from error
         except (ValueError, LookupError, TypeError) as error:
             raise UserError(f"{results}: damaged ({error}); `{_AGAIN}` again") from error
-        return cls(machine, results, tuple(extensions), run_id)
+        return cls(machine, results, tuple(extensions), run_id, fields)
 
     @cached_property
     def manifests(self) -> list[Path]:
@@ -157,9 +161,9 @@ class Planner:
         self._writer: dict[Path, str] = {}  # file -> the one photo that it is written for
         self._stack = ExitStack()
         # What an apply that was cut off was about to create: with naming `both`, half of that is no
-        # reason to leave it at one. And what photos were before they were written into.
+        # reason to leave it at one.
         self.announced: Mapping[str, tuple[Path, ...]] = {}
-        self.embedded: Mapping[str, str] = {}  # SHA-256 after -> before
+        self._aliases = Aliases(library.machine.cache)
 
     def __enter__(self) -> "Planner":
         self._stack.enter_context(self._hashes)
@@ -216,19 +220,23 @@ class Planner:
         def refused(kind: str, message: str, *, path: Path | None = None, failure: bool = True):
             return Refused(row.rel_path, path, kind, message, failure)
 
-        if row.sidecar_sha256 and self._decisions.rejected(row.photo_sha256):
+        first = self._aliases.first(row.photo_sha256)
+        reviewed = row.photo_sha256 if row.photo_sha256 in self._decisions.by_photo else first
+        if row.sidecar_sha256 and self._decisions.rejected(reviewed):
             yield refused("rejected", "rejected in the review", failure=False)
             return
-        if self.options.only_approved and not self._decisions.approved(
-            row.photo_sha256, row.sidecar_sha256
-        ):
+        if self.options.only_approved and not self._decisions.approved(first, row.sidecar_sha256):
             if row.sidecar_sha256:
                 yield refused("unapproved", "this proposal is not approved", failure=False)
+            return
+        if row.failed:  # what is there may still be right
+            message = "its proposal could not be written; results/logs/sidecars says why"
+            yield refused("no_proposal", message, failure=False)
             return
         photo = self.locate(row.rel_path)
         try:
             current = self._sha256(photo)
-            if self.embedded.get(current, current) != row.photo_sha256:
+            if self._aliases.first(current) != first:
                 message = f"the photo has changed since the run; `{_AGAIN}` again"
                 yield refused("photo_changed", message, path=photo)
                 return
@@ -335,7 +343,7 @@ class Planner:
             ) from error
         if hashlib.sha256(content).hexdigest() != row.sidecar_sha256:
             raise _Stop("proposal_changed", f"its proposal is not what was made; {again}", path)
-        return proposal.split(xmp.parse(content))
+        return proposal.split(xmp.parse(content), self.library.fields)
 
     def _targets(self, row: Proposed, photo: Path) -> beside.Targets:
         folder = self._folders.get(photo.parent)

@@ -8,6 +8,7 @@ from phototagger import names
 from phototagger.errors import UserError
 from phototagger.files import write_atomic
 
+_FAILED = "-"
 _HEADER = "rel_path\tphoto_sha256\tleader\tsidecar_sha256\n"
 
 
@@ -18,7 +19,8 @@ class Proposed:
     rel_path: str
     photo_sha256: str
     leader: str  # rel_path of the photo of its capture group that was described; mostly itself
-    sidecar_sha256: str | None  # of the proposal's bytes; None: there is nothing to say of it
+    sidecar_sha256: str | None  # of the proposal's bytes; None: there is none
+    failed: bool = False  # there is none because it could not be written; the log says why
 
 
 def sidecar_path(folder: Path, rel_path: str) -> Path:
@@ -29,11 +31,12 @@ def sidecar_path(folder: Path, rel_path: str) -> Path:
 
 def write_manifest(path: Path, rows: Iterable[Proposed]) -> None:
     """Write the rows in the order given."""
-    lines = (
-        f"{row.rel_path}\t{row.photo_sha256}\t{row.leader}\t{row.sidecar_sha256 or ''}\n"
-        for row in rows
-    )
+    lines = (f"{row.rel_path}\t{row.photo_sha256}\t{row.leader}\t{_sidecar(row)}\n" for row in rows)
     write_atomic(path, _HEADER + "".join(lines))
+
+
+def _sidecar(row: Proposed) -> str:
+    return row.sidecar_sha256 or (_FAILED if row.failed else "")
 
 
 def read_manifest(path: Path) -> list[Proposed]:
@@ -43,6 +46,9 @@ def read_manifest(path: Path) -> list[Proposed]:
         if f"{header}\n" != _HEADER or lines.pop():
             raise ValueError("it is cut off, or of another version")
         rows = (line.split("\t") for line in lines)
-        return [Proposed(name, photo, leader, own or None) for name, photo, leader, own in rows]
+        return [
+            Proposed(name, photo, leader, None if own in ("", _FAILED) else own, own == _FAILED)
+            for name, photo, leader, own in rows
+        ]
     except ValueError as error:  # also what is not UTF-8, and rows of other lengths
         raise UserError(f"{path}: not a manifest ({error}); delete it and run again") from error

@@ -12,7 +12,8 @@ Texts. Photo-tagger's is written only where no person wrote one. Copies of a per
 marked like photo-tagger's own, so that they follow when the person changes it.
 
 What photo-tagger wrote and no longer proposes is removed. What a person removed of it is declined:
-it is not written again for as long as it is proposed, and the marks remember it.
+it is not written again for as long as it is proposed, and the marks remember it. Copies of its
+keywords that some program made in other lists are left alone (see `mirrors`).
 """
 
 import unicodedata
@@ -20,11 +21,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from phototagger.fields import FIELDS, KEYWORD_LISTS, Values
-from phototagger.marks import KeywordMark, Marks, ModelMark, text_digest
+from phototagger.marks import DECLINED, WITHDRAWN, KeywordMark, Marks, ModelMark, text_digest
+from phototagger.mirrors import paths_in
 from phototagger.union import SUBJECT, Path, extended, spell, unite
 from phototagger.xmp import Packet
-
-DECLINED = "declined"  # KeywordMark.source of a keyword that a person removed
 
 DESCRIPTION = ("XMP-dc:Description", "XMP-tiff:ImageDescription")
 HEADLINE = "XMP-photoshop:Headline"
@@ -79,8 +79,8 @@ def merge(
 ) -> Merged:
     """Join photo-tagger's values with a person's, from the sidecar and from the photo.
 
-    ours: its `values` have a key for every keyword list that is switched on, be it empty; its
-        marks say where the values come from (`written` and `digests` are not looked at).
+    ours: its `values` have a key for every field that is switched on, be it empty; its marks say
+        where the values come from (`written` and `digests` are not looked at).
     found: the sidecar as it is; None if there is none.
     embedded: human values inside the photo.
     carry: tags whose embedded values the sidecar gets where it has none (texts and the rating).
@@ -100,7 +100,8 @@ def merge(
     declined = (*(mark.path for mark in declined_marks), *declined_digests)
     if not said and not any(keywords.written.values()):
         marks = Marks(keywords=declined_marks, digests=declined_digests)
-        return Merged(_human_values(found), marks, declined)
+        values = _human_values(found)
+        return Merged(values, _remembering(found.mirrored, values, marks), declined)
 
     values = {tag: [text] for tag, text in _join(text.values for text in texts).items()}
     values |= {tag: items for tag, items in keywords.lists.items() if items}
@@ -118,12 +119,15 @@ def merge(
         written={tag: tuple(items) for tag, items in keywords.written.items() if items},
         digests=_join(text.digests for text in texts) | declined_digests,
     )
-    return Merged(_in_order(values), marks, declined)
+    return Merged(_in_order(values), _remembering(found.mirrored, values, marks), declined)
 
 
 def _human_values(found: Packet) -> Values:
     """The sidecar without anything that photo-tagger wrote, and nothing added."""
     values = found.theirs
+    for tag, mirrors in found.mirrored.items():
+        kept = {*values.get(tag, ()), *mirrors}
+        values[tag] = [value for value in found.values[tag] if value in kept]
     for tag in found.marks.digests:
         if (text := _human_text(found, tag)) is not None:
             values[tag] = [text]
@@ -154,6 +158,24 @@ def _standing_keywords(
     return tuple(mark for mark in marks if tuple(mark.path.split("|")) in kept)
 
 
+def _remembering(mirrors: Values, values: Values, marks: Marks) -> Marks:
+    """The marks, with what it takes to know again the mirrors that are still there.
+
+    One that a person has in such a list too, is the person's from now on.
+    """
+    if not mirrors:
+        return marks
+    theirs = Packet(values, marks).theirs
+    human = {tag: _without(items, mirrors.get(tag, ())) for tag, items in theirs.items()}
+    forgotten = {
+        tag: [item for item in items if item in theirs.get(tag, ())]
+        for tag, items in mirrors.items()
+    }
+    paths = sorted(paths_in(forgotten) - paths_in(human))
+    more = tuple(KeywordMark("|".join(path), WITHDRAWN) for path in paths)
+    return replace(marks, keywords=marks.keywords + more)
+
+
 # ------------------------------------------------------------------------------------- keywords
 
 
@@ -172,18 +194,21 @@ def _merge_keywords(ours: Packet, found: Packet, embedded: Values, options: Opti
     declined = {} if options.overwrite or alone else _declined(proposed, found)
     kept = {path: None for path in proposed if path not in declined}
     human = {} if alone else unite(found.theirs, embedded, wanted)
+    mirrors = {} if alone else found.mirrored
     if alone and SUBJECT in wanted:  # also the keywords that only a person had there
         wanted[SUBJECT] = extended(wanted[SUBJECT], (path[-1] for path in proposed))
 
     lists: Values = {}
     written: Values = {}
-    for tag in KEYWORD_LISTS:
+    mirrorable = paths_in(human)  # written into another list, a person's would become a mirror
+    for tag, separator in KEYWORD_LISTS.items():
         theirs = human.get(tag, [])
-        taken = {_fold(value) for value in theirs}
+        taken = {folded(value) for value in theirs}
+        taken |= {folded(spell(path, tag)) for path in mirrorable if separator}
         values = _of_paths(wanted.get(tag, []), tag, kept)
-        written[tag] = [value for value in values if _fold(value) not in taken]
+        written[tag] = [value for value in values if folded(value) not in taken]
         # what is there keeps its place, so that a list some program sorted is not written again
-        wanted_here = {*theirs, *written[tag]}
+        wanted_here = {*theirs, *written[tag], *mirrors.get(tag, ())}
         staying = [value for value in found.values.get(tag, []) if value in wanted_here]
         lists[tag] = extended(staying, [*theirs, *written[tag]])
     return _Keywords(lists, written, kept, declined)
@@ -218,7 +243,8 @@ def _declined(proposed: Iterable[Path], found: Packet) -> dict[Path, None]:
     known = {
         tuple(mark.path.split("|")) for mark in found.marks.keywords if mark.source == DECLINED
     }
-    none_left = not any(found.values.get(tag) for tag in KEYWORD_LISTS)
+    mirrors = found.mirrored
+    none_left = all(len(found.values.get(t, ())) == len(mirrors.get(t, ())) for t in KEYWORD_LISTS)
     missing = {
         (tag, value)
         for tag, written in found.marks.written.items()
@@ -232,7 +258,7 @@ def _declined(proposed: Iterable[Path], found: Packet) -> dict[Path, None]:
     }
 
 
-def _fold(keyword: str) -> str:
+def folded(keyword: str) -> str:
     """The form in which two spellings of a keyword are the same."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", keyword).casefold())
 
@@ -264,8 +290,7 @@ def _merge_text(
         return said
     if human := {tag: text for tag in tags if (text := _human_text(found, tag)) is not None}:
         text = next(iter(human.values()))
-        twins = [tag for tag in tags if tag in wanted or tag in found.marks.digests]
-        copies = {tag: text for tag in twins if tag not in human}
+        copies = {tag: text for tag in tags if tag in ours.values and tag not in human}
         return _Text(human | copies, _digests(copies))
     if inside := {tag: texts[0] for tag in tags if (texts := embedded.get(tag))}:
         text = next(iter(inside.values()))

@@ -52,7 +52,7 @@ _CARRIED = {
 def ours(record: Record, switches: Mapping[str, bool]) -> Packet:
     """What photo-tagger itself says of a photo, in the fields that are switched on.
 
-    Every keyword list that is on is there, be it empty. `switches`: `metadata.fields`.
+    Every field that is on is there, be it empty. `switches`: `metadata.fields`.
     """
     paths = [path for keyword in _keywords(record) for path in _paths(keyword)]
     flat = [word for keyword in _keywords(record) for word in _flat(keyword)]
@@ -65,14 +65,14 @@ def ours(record: Record, switches: Mapping[str, bool]) -> Packet:
             values[tag] = list(dict.fromkeys(flat))
         elif separator := KEYWORD_LISTS.get(tag):
             values[tag] = list(dict.fromkeys([*map(separator.join, paths), *words]))
-        elif text := texts.get(tag):
-            values[tag] = [shortened(text, _LIMITS.get(tag))]
+        else:
+            values[tag] = [shortened(texts[tag], _LIMITS.get(tag))] if tag in texts else []
     marks = Marks(
         inherited_from=(record.get("inherited_from") or "").rpartition("/")[2] or None,
         models=tuple(_models(record)) if switches["provenance"] else (),
         keywords=tuple(_keyword_marks(record)) if switches["provenance"] else (),
         written={tag: tuple(v) for tag, v in values.items() if tag in KEYWORD_LISTS and v},
-        digests={tag: text_digest(v[0]) for tag, v in values.items() if tag not in KEYWORD_LISTS},
+        digests={t: text_digest(v[0]) for t, v in values.items() if v and t not in KEYWORD_LISTS},
     )
     return Packet(values, marks)
 
@@ -100,13 +100,15 @@ def propose(
     return replace(merged, marks=replace(merged.marks, digests=own))
 
 
-def split(proposal: Packet) -> tuple[Packet, Values]:
+def split(proposal: Packet, switches: Mapping[str, bool]) -> tuple[Packet, Values]:
     """A proposal's two sources: photo-tagger's values, and the human ones from inside the photo.
 
-    The texts and the rating among the latter are there to be carried over.
+    The texts and the rating among the latter are there to be carried over. `switches`:
+    `metadata.fields` with which it was made.
     """
     marks, theirs = proposal.marks, proposal.theirs
-    said = {tag: items for tag, items in proposal.values.items() if tag in marks.digests}
+    said: Values = {tag: [] for tag in _switched_on(switches)}
+    said |= {tag: items for tag, items in proposal.values.items() if tag in marks.digests}
     paths = [mark.path.split("|") for mark in marks.keywords if mark.source != DECLINED]
     flat = set(theirs.get(SUBJECT, ()))
     for tag, separator in KEYWORD_LISTS.items():
@@ -131,7 +133,7 @@ def shortened(text: str, most: int | None) -> str:
 
 
 def _switched_on(switches: Mapping[str, bool]) -> Iterator[str]:
-    return (field.tag for field in FIELDS if field.switch and switches[field.switch])
+    return (field.tag for field in FIELDS if field.switch and switches.get(field.switch))
 
 
 # ------------------------------------------------------------------------------------- keywords

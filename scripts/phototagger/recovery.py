@@ -5,7 +5,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from phototagger.changeset import Changeset, Entry, changesets, open_changeset
+from phototagger.changeset import Changeset, Entry
 from phototagger.files import sha256_file
 from phototagger.locks import folder_locks
 
@@ -56,14 +56,3 @@ def discard(path: Path) -> None:
     """Remove a temporary file; one that cannot be removed now is no reason to stop."""
     with suppress(OSError):
         path.unlink()
-
-
-def embedded(results: Path) -> dict[str, str]:
-    """SHA-256 of photos that were written into -> of what they were before any of that."""
-    found: dict[str, str] = {}
-    for name in changesets(results):
-        for entry in open_changeset(results, name).of("done"):
-            if entry.before and entry.before.backup and entry.after:
-                before = entry.before.sha256
-                found[entry.after] = found.get(before, before)
-    return found

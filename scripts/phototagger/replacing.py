@@ -95,7 +95,7 @@ def settle(
     """
     descriptor = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        if like is not None:
+        if like is not None and like.exists():  # else `place` will find that it is gone
             info = like.stat()
             own = os.fstat(descriptor)
             if (own.st_uid, own.st_gid) != (info.st_uid, info.st_gid):

@@ -8,6 +8,7 @@ import re
 import tempfile
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from phototagger import rdf
 from phototagger.exiftool import ExifToolCrashError, assignment, complaints_by_file, run_batch
 from phototagger.fields import FIELDS, KEYWORD_LISTS, Field, Values
 from phototagger.marks import KeywordMark, Marks, ModelMark, text_digest
+from phototagger.mirrors import mirrored
 from phototagger.rdf import NotXmpError
 
 __all__ = [
@@ -37,16 +39,19 @@ __all__ = [
     "clean_text",
     "parse",
     "text_digest",
+    "write_all",
     "write_xmp",
 ]
 
-RECIPE = 2  # raise it when the same values shall give other bytes
+RECIPE = 3  # raise it when the same values shall give other bytes
 CREATOR = "photo-tagger"
 CHUNK = 256  # most items of one `write_xmp`
+_FEWEST = 32  # items for which another process pays: ExifTool's start takes as long as that many
 
 # What XML 1.0 cannot hold, and the control characters that no application shows.
 _CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufffe\uffff]")
-_SEPARATORS = re.compile("[|/,;]")
+_LEVEL_SEPARATORS = re.compile("[|/]")
+_WORD_SEPARATORS = re.compile("[,;]")  # of keyword fields in photo programs
 _LEVEL_BYTES = 64  # IPTC-IIM 2:25, where keywords end up when they are embedded
 _DEFAULT = "x-default"
 
@@ -64,15 +69,21 @@ class Packet:
 
     @property
     def theirs(self) -> Values:
-        """The values that are not photo-tagger's."""
+        """The values that are neither photo-tagger's nor copies of its keywords."""
         found: Values = {}
+        mirrors = self.mirrored
         for tag, items in self.values.items():
-            ours = set(self.marks.written.get(tag, ()))
+            ours = {*self.marks.written.get(tag, ()), *mirrors.get(tag, ())}
             digest = self.marks.digests.get(tag)
             kept = [i for i in items if i not in ours and (not digest or text_digest(i) != digest)]
             if kept:
                 found[tag] = kept
         return found
+
+    @property
+    def mirrored(self) -> Values:
+        """The keywords that another program copied from photo-tagger's."""
+        return mirrored(self.values, self.marks)
 
     @property
     def is_empty(self) -> bool:
@@ -84,7 +95,8 @@ class Packet:
 
 def clean_level(text: str) -> str:
     """One level of a keyword of ours: a single line, at most 64 bytes of UTF-8, no separators."""
-    text = _SEPARATORS.sub("-", unicodedata.normalize("NFC", _CONTROLS.sub("", text)))
+    text = unicodedata.normalize("NFC", _CONTROLS.sub("", text))
+    text = _WORD_SEPARATORS.sub(" ", _LEVEL_SEPARATORS.sub("-", text))
     text = " ".join(text.split())
     return text.encode()[:_LEVEL_BYTES].decode(errors="ignore").strip()
 
@@ -165,6 +177,7 @@ class Item:
     base: bytes | None  # the sidecar as it is; None: there is none
     values: Values
     marks: Marks
+    packet: Packet | None = None  # what the base holds, if somebody has parsed it already
 
 
 @dataclass(frozen=True)
@@ -212,7 +225,9 @@ class _Job:
     @classmethod
     def of(cls, item: Item) -> "_Job":
         """Raises NotXmpError if the item's base is none."""
-        base = parse(item.base) if item.base is not None else Packet()
+        base = Packet()
+        if item.base is not None:
+            base = item.packet or parse(item.base)
         wanted = changed(base, item.values, item.marks)
         return cls(item, base, wanted)
 
@@ -247,6 +262,23 @@ def _difference(wanted: Packet, found: Packet) -> str:
             if before.get(name) != after.get(name):
                 return name
     return "" if wanted.marks == found.marks else "photo-tagger's own marks"
+
+
+def write_all(items: Sequence[Item], processes: int = 1) -> Iterator[bytes | WriteFailure]:
+    """`write_xmp` for any number of items, in their order, with ExifTool processes side by side.
+
+    Raises UserError like `write_xmp`.
+    """
+    share = -(-len(items) // processes)
+    size = min(CHUNK, max(_FEWEST, share))
+    chunks = [items[start : start + size] for start in range(0, len(items), size)]
+    if len(chunks) < 2 or processes < 2:
+        for chunk in chunks:
+            yield from write_xmp(chunk)
+        return
+    with ThreadPoolExecutor(processes) as pool:
+        for results in pool.map(write_xmp, chunks):
+            yield from results
 
 
 def write_xmp(items: Sequence[Item]) -> list[bytes | WriteFailure]:

@@ -6,13 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-try:
-    import sys
-
-    sys.path.insert(0, "/tmp/publish")
-    from shim import sidecars
-except ImportError:
-    from sidecars import sidecars
+from sidecars import sidecars
 
 from phototagger import config, names, publish
 from phototagger.machine import Machine
@@ -78,12 +72,16 @@ class Work:
                 "rel_path": names.encode(name),
                 "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
                 "keywords": [_keyword(keyword) for keyword in keywords],
+                "inherited_from": None,
                 "tagged": False,
             }
             records.append(record | {key: v[name] for key, v in more.items() if name in v})
         records.sort(key=lambda r: r["rel_path"].encode().replace(b"/", b"\0"))
         self._write("records/s1.jsonl", "".join(json.dumps(r) + "\n" for r in records))
-        frozen = {"run_id": self.run_id, "config": {"photos": {"extensions": EXTENSIONS}}}
+        frozen = {
+            "run_id": self.run_id,
+            "config": {"photos": {"extensions": EXTENSIONS}, "metadata": {"fields": FIELDS}},
+        }
         self._write("audit/config.json", json.dumps(frozen))
         self.machine.write(self.results / "plan/machine.json")
         write_index(self.results / "plan/index.json", [Shard("s1", "0", len(records))], self.run_id)

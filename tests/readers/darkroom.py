@@ -110,7 +110,7 @@ class Darkroom:
             else:
                 told[item.rel_path] = item.action
 
-        library = publish.Library(self.machine, self.results, EXTENSIONS, RUN_ID)
+        library = publish.Library(self.machine, self.results, EXTENSIONS, RUN_ID, self.switches)
         options = {
             "naming": self.naming,
             "mode": self.mode,

@@ -1,5 +1,6 @@
 import errno
 import hashlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -45,13 +46,14 @@ def test_read_back_as_written(results):
     assert journal.open_changeset(results, written.id).closed
 
 
-def test_cut_off_at_any_byte(results):
+def test_cut_off_anywhere(results):
     whole = made(results)
     whole.close()
     path = whole.folder / "journal.jsonl"
     content = path.read_bytes()
     lines = content.splitlines(keepends=True)
-    for size in range(len(content)):
+    ends = set(itertools.accumulate(map(len, lines[:-1])))
+    for size in sorted({*range(0, len(content), 7), *ends, *(end - 1 for end in ends)}):
         path.write_bytes(content[:size])
         cut = journal.Changeset(whole.folder)
         kept = content[: content[:size].rfind(b"\n") + 1]

@@ -1,11 +1,14 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
-from tables_for_tests import RUN_ID, failed, make_library, skipped
+from tables_for_tests import RUN_ID, SWITCHES, failed, make_library, skipped
 
 from phototagger.errors import UserError
+from phototagger.manifest import Proposed, write_manifest
+from phototagger.manifestcheck import ManifestCheck
 
 PHOTOS = [f"{folder}{i}.jpg" for folder in ("", "a/", "a/b/", 'c "|,\\n/') for i in range(5)]
 PROBLEMS = {
@@ -43,6 +46,7 @@ def test_a_finished_library_passes_with_its_ledger(library):
         "run_id": RUN_ID,
         "shards": len(library.shards),
         "sidecars": with_keywords,
+        "sidecars_failed": 0,
         "stages": {
             "thumbs": {"in": 20, "done": 18, "skipped": 0, "quarantined": 2},
             "embed": {"in": 20, "done": 17, "skipped": 2, "quarantined": 1},
@@ -260,12 +264,34 @@ def test_an_order_of_keywords_that_ranks_deny_is_found(library):
         library.check()
 
 
-def test_a_name_too_long_for_a_sidecar_may_lack_one(tmp_path):
-    long_name = "x" * 248 + ".jpg"
-    library = make_library(tmp_path, ["a.jpg", long_name, *(f"{i}.jpg" for i in range(8))]).run()
-    everything = library.check()
-    manifest_rows(lambda row: [*row[:3], "" if "xxx" in row[0] else row[3]])(library)
-    assert library.check() == everything | {"sidecars": everything["sidecars"] - 1}
+def test_a_sidecar_that_could_not_be_written_is_counted(library):
+    there = library.check()["sidecars"]
+    manifest_rows(lambda row: [*row[:3], row[3] and "-"])(library)
+    counts = library.check()
+    assert (counts["sidecars"], counts["sidecars_failed"]) == (0, there)
+
+
+def test_a_keyword_that_a_person_has_in_another_form_needs_no_sidecar(tmp_path):
+    library = make_library(tmp_path, ["a.jpg"]).run()
+    record = json.loads(library.paths("records", ".jsonl")[0].read_text().splitlines()[0])
+    word = {"keyword": "caf\u00e9", "path": ["caf\u00e9"], "synonyms": []}
+    record["keywords"] = [word | {"source": "vlm", "score": None}]
+    record["embedded"] = {"XMP-dc:Subject": ["cafe\u0301"]}
+    row = Proposed(record["rel_path"], record["sha256"], record["rel_path"], None)
+    assert proposal_findings(tmp_path, record, row) == []
+    named = replace(row, sidecar_sha256="0" * 64)
+    assert "nothing to write" in str(proposal_findings(tmp_path, record, named))
+    record["embedded"] = {}
+    assert "something to write" in str(proposal_findings(tmp_path, record, row))
+
+
+def proposal_findings(folder, record, row):
+    write_manifest(folder / "m.tsv", [row])
+    found = []
+    proposals = ManifestCheck(found.append, [folder / "m.tsv"], SWITCHES, ())
+    proposals.record(record)
+    proposals.finish()
+    return found
 
 
 # ------------------------------------------------------------------------------------- described

@@ -17,6 +17,7 @@ from phototagger.merge import (
     changes,
     merge,
 )
+from phototagger.mirrors import MIRRORING
 from phototagger.union import SUBJECT
 from phototagger.xmp import KEYWORD_LISTS, KeywordMark, Marks, ModelMark, Packet, text_digest
 
@@ -42,7 +43,7 @@ def ours(*paths, lists=ON, flat=(), **texts):
         "title": (TITLE,),
         "writer": (WRITER,),
     }
-    values |= {tag: [text] for key, text in texts.items() for tag in fields[key]}
+    values |= {tag: [text] if text else [] for key, text in texts.items() for tag in fields[key]}
     return Packet(values, Marks(keywords=tuple(KeywordMark(p, "vlm") for p in paths)))
 
 
@@ -249,6 +250,84 @@ def test_the_sidecar_is_withdrawn():
     assert run(ours(), run(ours("cat"))) is None
 
 
+# ---------------------------------------------------------------------------------------- mirrors
+
+
+def mirroring(packet):
+    """What digiKam does on every write: all lists it knows, from its own database."""
+    tags_list = packet.values[TAGS_LIST]
+    return edited(
+        packet,
+        lastkeywordxmp=tags_list,
+        catalogsets=[value.replace("/", "|") for value in tags_list],
+    )
+
+
+def test_copies_of_ours_are_nobodys():
+    after = run(ours("animal|cat", "night"), sidecar(subject=["Tom"]))
+    found = mirroring(after)
+    assert found.theirs == {tag: ["Tom"] for tag in (*ON, LAST_KEYWORD, CATALOG_SETS)}
+    assert found.mirrored[LAST_KEYWORD] == ["animal/cat", "night"]
+    assert run(ours("animal|cat", "night"), found) == found
+
+    less = run(ours("night"), found)
+    assert less.values[TAGS_LIST] == ["Tom", "night"]
+    assert less.values[CATALOG_SETS] == ["Tom", "animal|cat", "night"]
+    assert KeywordMark("animal|cat", "withdrawn") in less.marks.keywords
+    assert less.theirs == found.theirs
+    assert run(ours("night"), less) == less
+
+    nothing = run(ours(), less)
+    assert nothing.values[LAST_KEYWORD] == ["Tom", "animal/cat", "night"]
+    assert {mark.path for mark in nothing.marks.keywords} == {"animal|cat", "night"}
+    assert nothing.theirs == found.theirs
+    gone = run(ours(), mirroring(nothing))
+    assert gone == Packet(found.theirs)  # nothing left to be remembered
+
+    again = run(ours("animal|cat", "night"), nothing)
+    assert again == found
+
+
+def test_what_the_person_has_in_a_list_of_copies_is_the_persons():
+    found = sidecar(lastkeywordxmp=["animal", "animal/cat"], catalogsets=["night"])
+    said = ours("animal", "animal|cat", "night", "dog")
+    after = run(said, found)
+    assert after.marks.written == dict.fromkeys(ON, ("dog",))
+    assert after.theirs[LAST_KEYWORD] == ["animal", "animal/cat"]
+    assert run(said, after) == after
+    assert run(ours(), after).theirs.items() >= found.values.items()
+
+
+def test_a_flat_keyword_of_the_person_below_ours_is_the_persons():
+    said = ours("animal|cat")
+    after = mirroring(run(said, sidecar(subject=["cat"])))
+    assert after.theirs[LAST_KEYWORD] == ["cat"]
+    assert after.mirrored[LAST_KEYWORD] == ["animal/cat"]
+    again = run(ours(), run(said, after))
+    assert again.theirs == {tag: ["cat"] for tag in (*ON, LAST_KEYWORD, CATALOG_SETS)}
+
+
+def test_a_list_of_copies_that_is_switched_on_becomes_ours():
+    found = mirroring(run(ours("cat", "dog")))
+    found = run(ours("dog"), found)
+    wide = run(ours("dog", lists=KEYWORD_LISTS), found)
+    assert wide.marks.written[LAST_KEYWORD] == ("dog",)
+    assert wide.values[LAST_KEYWORD] == ["cat", "dog"]
+    assert wide.theirs == {}
+    assert run(ours("dog", lists=KEYWORD_LISTS), wide) == wide
+
+
+def test_all_removed_but_copies_are_all_declined():
+    said = ours("cat", "dog")
+    found = mirroring(run(said))
+    gone = edited(found, subject=None, hierarchicalsubject=None, tagslist=None)
+    merged = merge(said, gone, {})
+    assert merged.declined == ("cat", "dog")
+    assert merged.values == gone.values
+    assert run(said, written(merged)) == written(merged)
+    assert written(merged).theirs == {}
+
+
 # ---------------------------------------------------------------------------------------- texts
 
 
@@ -283,8 +362,23 @@ def test_a_persons_description_stands_in_both_fields(where):
     assert run(said, after) == after
     found = replace(after, values={**after.values, where: ["Tom at 4"]})
     assert run(said, found).values[other] == ["Tom at 4"]
-    assert run(ours("cat"), found).values[other] == ["Tom at 4"]
-    assert other not in run(ours(), found).values
+    assert run(ours("cat", description=None), found).values[other] == ["Tom at 4"]
+    assert other not in run(ours("cat"), found).values  # switched off
+    assert other not in run(ours(description=None), found).values
+
+
+@pytest.mark.parametrize("where", [DC, TIFF])
+def test_a_persons_description_gets_its_twin_with_whatever_is_ours(where):
+    found, both = Packet({where: ["Tom at 3"]}), {tag: ["Tom at 3"] for tag in DESCRIPTION}
+    for said in (ours("cat", description=None), ours(caption="Cat", description=None)):
+        after = run(said, found)
+        assert {tag: after.values[tag] for tag in DESCRIPTION} == both
+        assert run(said, after) == after
+        assert run(ours(), after) == found
+    only_here = ours("cat")
+    only_here = replace(only_here, values={**only_here.values, where: []})
+    assert {tag for tag in DESCRIPTION if tag in run(only_here, found).values} == {where}
+    assert run(ours(description=None), found) == found
 
 
 def test_two_descriptions_of_a_person_both_stay():
@@ -396,7 +490,7 @@ proposals = st.builds(
     lists,
     st.dictionaries(
         st.sampled_from(["description", "caption", "title", "writer"]),
-        st.sampled_from(["our text", "our other text"]),
+        st.sampled_from(["our text", "our other text", None]),
     ),
 )
 
@@ -415,23 +509,28 @@ def actions(words):
             st.tuples(st.just("drop"), tags, st.none()),
             st.tuples(st.just("say"), text_tags, st.sampled_from(TEXTS)),
             st.tuples(st.just("empty"), text_tags, st.none()),
+            st.tuples(st.just("mirror"), st.none(), st.none()),
         ),
         max_size=8,
     )
 
 
 class Simulation:
-    """A sidecar, and what a person has put in it and not taken out again."""
+    """A sidecar, what a person has put in it and not taken out again, and what a program copied."""
 
     def __init__(self, human, embedded):
         self.packet = Packet({tag: list(v) for tag, v in human.items() if v})
         self.embedded = {tag: v for tag, v in embedded.items() if v}
         self.keywords = {(tag, v) for tag, items in human.items() for v in items}
         self.texts = {}
+        self.mirrors = set()
 
     def act(self, action, what, how):
         if action == "merge":
             self.merge(what, how)
+            return
+        if action == "mirror":
+            self.mirror()
             return
         values = {tag: list(v) for tag, v in self.packet.values.items()}
         there = values.setdefault(what, [])
@@ -442,8 +541,10 @@ class Simulation:
         if action == "remove" and how in there:
             there.remove(how)
             self.keywords.discard((what, how))
+            self.mirrors.discard((what, how))
         if action == "drop":
             there.clear()
+            self.mirrors = {(tag, v) for tag, v in self.mirrors if tag != what}
             self.keywords = {(tag, v) for tag, v in self.keywords if tag != what}
         if action == "say":
             values[what] = [how]
@@ -454,6 +555,27 @@ class Simulation:
             there.clear()
             self.texts.pop(what, None)
         self.packet = replace(self.packet, values={tag: v for tag, v in values.items() if v})
+        if action == "add" and how in self.packet.mirrored.get(what, ()):  # as if it was copied
+            self.keywords.discard((what, how))
+            self.mirrors.add((what, how))
+
+    def mirror(self):
+        """What a program does that reads keywords from one list and knows two others."""
+        ours = self.packet.marks.written
+        values = {tag: list(v) for tag, v in self.packet.values.items()}
+        copied = []
+        for value in values.get(TAGS_LIST, ()):
+            for tag in MIRRORING:
+                copy = value.replace("/", KEYWORD_LISTS[tag])
+                if copy not in values.setdefault(tag, []):
+                    values[tag].append(copy)
+                    if copy not in ours.get(tag, ()):
+                        copied.append((tag, copy, value in ours.get(TAGS_LIST, ())))
+        self.packet = replace(self.packet, values={tag: v for tag, v in values.items() if v})
+        for tag, copy, is_ours in copied:
+            is_mirror = copy in self.packet.mirrored.get(tag, ())
+            assert is_mirror or not is_ours
+            (self.mirrors if is_mirror else self.keywords).add((tag, copy))
 
     def merge(self, said, options):
         after = run(said, self.packet, self.embedded, options) or Packet()
@@ -465,6 +587,12 @@ class Simulation:
         for tag, values in after.marks.written.items():
             assert set(values) <= set(after.values[tag])
             assert not {(tag, value) for value in values} & self.keywords
+            self.mirrors -= {(tag, value) for value in values}  # it is wanted there now
+        for tag, value in self.mirrors:
+            assert value in after.values[tag]
+            if value in after.theirs.get(tag, ()):  # because a person has it, too
+                spelt = {v.replace("|", "/") for _, v in self.keywords}
+                assert value.replace("|", "/") in spelt
         standing = {tag for tag, items in said.values.items() if after.values.get(tag) == items}
         if after.marks.written or standing & after.marks.digests.keys():
             embedded = {(tag, v) for tag, items in self.embedded.items() for v in items}
@@ -505,13 +633,42 @@ def test_nothing_of_ours_stays_that_is_not_proposed(human, embedded, sequence, l
         simulation.act(*action)
     before = simulation.packet
     simulation.merge(last, PLAIN)
-    for tag, values in simulation.packet.values.items():
+    after = simulation.packet
+    for tag, values in after.values.items():
         if tag in KEYWORD_LISTS:
+            values = {v for v in values if (tag, v) not in simulation.mirrors}
             assert {v for v in values if "o" in v} <= set(last.values.get(tag, ()))
         elif values[0].startswith("our"):
             assert values == last.values[tag]
     if not any(last.values.values()):
-        assert simulation.packet == Packet(before.theirs)
+        assert after.theirs == before.theirs
+        assert not after.marks.written
+        assert not after.marks.digests
+        assert (not after.marks.keywords) == (after.values == after.theirs)
+
+
+@settings(max_examples=150)
+@given(
+    humans(WORDS),
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("merge"), proposals, st.sampled_from([PLAIN, OVERWRITE])),
+            st.just(("mirror", None, None)),
+            st.tuples(st.just("remove"), st.sampled_from([*ON, *MIRRORING]), st.sampled_from(OURS)),
+        ),
+        max_size=8,
+    ),
+    proposals,
+)
+def test_copies_of_ours_never_become_a_persons(human, sequence, last):
+    simulation = Simulation(human, {})
+    for action in [("merge", ours("o1", "o1|o2", "o3"), PLAIN), ("mirror", None, None), *sequence]:
+        simulation.act(*action)
+        theirs = simulation.packet.theirs.values()
+        assert not [value for values in theirs for value in values if "o" in value]
+    simulation.merge(last, PLAIN)
+    for tag, mirrors in simulation.packet.mirrored.items():
+        assert {(tag, value) for value in mirrors} == {m for m in simulation.mirrors if m[0] == tag}
 
 
 @settings(max_examples=150)

@@ -36,6 +36,7 @@ def test_manifest_round_trip(tmp_path):
     odd = encode("tab\tand\nline/\udcff.jpg")
     path = tmp_path / "m.tsv"
     rows = [row(odd), Proposed("a.jpg", "e" * 64, "a.cr3", "2" * 64), row("nothing.jpg", None)]
+    rows.append(Proposed("odd.jpg", "e" * 64, "odd.jpg", None, failed=True))
     write_manifest(path, rows)
     assert read_manifest(path) == rows
     assert sidecar_path(tmp_path, odd).name == "\udcff.jpg.xmp"

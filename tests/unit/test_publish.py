@@ -6,13 +6,16 @@ import os
 import shutil
 import subprocess
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from publishing.library import Work, human_xmp, make_photos, snapshot
 
-from phototagger import applying, changeset, merge, replacing, xmp
+from phototagger import applying, changeset, merge, originals, replacing, xmp
 from phototagger.errors import UserError
+from phototagger.manifest import read_manifest, write_manifest
 from phototagger.names import encode
 from phototagger.publish import Planned, Refused, Restored
 
@@ -104,6 +107,32 @@ def test_a_proposal_that_is_not_what_was_made(work):
     (work.results / "sidecars/b.jpg.xmp").unlink()
     expected = dict.fromkeys(["a.jpg", "b.jpg"], "proposal_changed")
     assert refusals(work.compare()) == expected
+
+
+def test_one_whose_proposal_could_not_be_written_is_left_as_it_is(work):
+    work.apply()
+    manifest = work.results / "sidecars-manifest/s1.tsv"
+    rows = [
+        replace(row, sidecar_sha256=None, failed=True) if row.rel_path == "b.jpg" else row
+        for row in read_manifest(manifest)
+    ]
+    write_manifest(manifest, rows)
+    before = (work.photos / "b.jpg.xmp").read_bytes()
+    _, told = work.apply()
+    assert refusals(told) == {"b.jpg": "no_proposal"}
+    assert not any(t.failure for t in told if isinstance(t, Refused))
+    assert (work.photos / "b.jpg.xmp").read_bytes() == before
+
+
+def test_a_caption_alone_spreads_a_persons_keywords_and_description(work):
+    work.propose({"a.jpg": []}, caption={"a.jpg": "A cat."})
+    values = {"XMP-dc:Subject": ["Tom"], "XMP-dc:Description": ["At sea"]}
+    (content,) = xmp.write_xmp([xmp.Item("a.jpg", None, values, xmp.Marks())])
+    (work.photos / "a.jpg.xmp").write_bytes(content)
+    work.apply()
+    after = xmp.parse((work.photos / "a.jpg.xmp").read_bytes()).values
+    assert after["XMP-digiKam:TagsList"] == ["Tom"]
+    assert after["XMP-tiff:ImageDescription"] == ["At sea"]
 
 
 def test_decisions(work):
@@ -345,7 +374,7 @@ def test_naming_both_makes_two_alike(tmp_path):
 def test_too_large(tmp_path, monkeypatch):
     photos = make_photos(tmp_path / "photos", "a.jpg", "b.jpg")
     (photos / "b.jpg.xmp").write_bytes(human_xmp("mine") + b" " * 5000)
-    monkeypatch.setattr(applying, "LARGEST", 1500)
+    monkeypatch.setattr(applying, "LARGEST", 1000)
     work = Work(tmp_path / "work", photos).propose({"a.jpg": ["sea"], "b.jpg": ["sea"]})
     _, told = work.apply()
     assert refusals(told) == {"a.jpg": "too_large"}  # the other was larger before
@@ -364,6 +393,61 @@ def test_a_writer_that_would_lose_something(work, monkeypatch):
     assert refusals(told) == {"a.jpg": "would_lose"}
     assert outcome.counts == {"create": 1, "update": 1, "failed": 1}
     assert not (work.photos / "a.jpg.xmp").exists()
+
+
+# ------------------------------------------------------------------------------------ embedding
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    photos = make_photos(tmp_path / "photos", "raw.cr3")
+    for name in ("a.jpg", "b.jpg"):
+        Image.new("RGB", (64, 48), "teal").save(photos / name)
+        os.utime(photos / name, ns=(10**18 + 7, 10**18 + 7))
+    work = Work(tmp_path / "work", photos)
+    work.photos = photos
+    return work.propose({"a.jpg": ["sea"], "b.jpg": ["sky"], "raw.cr3": ["sea"]})
+
+
+def test_embedding_with_copies_and_back(pictures, tmp_path):
+    before = snapshot(pictures.photos)
+    with pytest.raises(UserError, match="--backup"):
+        pictures.apply(mode="embed")
+    copies = tmp_path / "copies"
+    outcome, told = pictures.apply(mode="embed", backup=copies)
+    assert actions(told) == {"a.jpg": "update", "b.jpg": "update", "raw.cr3": "create"}
+    assert originals.current(pictures.photos / "a.jpg").values["XMP-dc:Subject"] == ["sea"]
+    assert not (pictures.photos / "a.jpg.xmp").exists()
+    copy = copies / outcome.changeset / "a.jpg"
+    assert copy.read_bytes() == before[f"{pictures.photos}/a.jpg"][0]
+    assert pictures.apply(mode="embed", backup=copies)[0].counts == {"keep": 3}
+    pictures.undo()
+    assert snapshot(pictures.photos) == before
+
+
+def test_embedding_that_is_cut_off_leaves_nothing(pictures, tmp_path, monkeypatch):
+    before = snapshot(pictures.photos)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(replacing, "place", killed)
+        with pytest.raises(KeyboardInterrupt):
+            pictures.apply(mode="embed", backup=tmp_path / "copies")
+    assert snapshot(pictures.photos) == before
+    outcome, _ = pictures.apply(mode="embed", backup=tmp_path / "copies")
+    assert outcome.counts == {"update": 2, "create": 1}
+    pictures.undo()
+    assert snapshot(pictures.photos) == before
+
+
+def test_what_cannot_be_embedded_in_costs_no_other(pictures, tmp_path):
+    (pictures.photos / "a.jpg").write_bytes(b"no picture")
+    pictures.propose({"a.jpg": ["sea"], "b.jpg": ["sky"]})
+    outcome, told = pictures.apply(mode="embed", backup=tmp_path / "copies")
+    assert refusals(told) == {"a.jpg": "not_xmp"}
+    assert outcome.counts == {"update": 1, "failed": 1}
 
 
 # -------------------------------------------------------------------------------- hostile disks

@@ -210,6 +210,7 @@ def test_one_that_cannot_be_written_is_a_warning(shard, monkeypatch, caplog):
         stats = shard.run(record("a.jpg", "cat"), record("b.jpg", "dog"))
     assert (stats.computed, stats.skipped) == (1, 1)
     assert listed(shard) == ["a.jpg"]
+    assert [row.failed for row in read_manifest(shard.manifest)] == [False, True]
     assert "b.jpg: odd" in caplog.text
 
 
@@ -223,12 +224,13 @@ def test_vanished_photos_and_keywords_go_through_prune(shard):
 
 def test_damaged_kept_value_is_made_again(shard):
     shard.run(record("a.jpg", "cat"))
-    (kept,) = (shard.machine.cache / "sidecars").glob("*/*.xmp")
+    (kept,) = (shard.machine.cache / "sidecars").glob("*/*")
     whole = kept.read_bytes()
     kept.write_bytes(whole[:200])
     stats = shard.run(record("a.jpg", "cat"))
     assert stats.computed == 1
-    assert kept.read_bytes() == whole == (shard.folder / "a.jpg.xmp").read_bytes()
+    assert kept.read_bytes() == whole
+    assert whole.endswith(b"\n" + (shard.folder / "a.jpg.xmp").read_bytes())
 
 
 def test_name_too_long_is_a_warning(shard, caplog):
@@ -238,6 +240,7 @@ def test_name_too_long_is_a_warning(shard, caplog):
     assert (stats.computed, stats.skipped) == (1, 1)
     assert set(shard.files()) == {"a.jpg.xmp"}
     assert listed(shard) == ["a.jpg"]
+    assert [row.rel_path for row in read_manifest(shard.manifest) if row.failed] == [long]
     assert f"{long}: no sidecar" in caplog.text
 
 

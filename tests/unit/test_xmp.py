@@ -102,7 +102,8 @@ def read(path):
 
 
 def test_a_level_of_ours():
-    assert xmp.clean_level("black/white|toned,\tprint; x") == "black-white-toned- print- x"
+    assert xmp.clean_level("black/white|toned,\tprint; x") == "black-white-toned print x"
+    assert xmp.clean_level("Paris ,France;  Île-de-France,") == "Paris France Île-de-France"
     assert xmp.clean_level("cafe\u0301\x00") == "caf\u00e9"
     assert xmp.clean_level("日" * 30) == "日" * 21  # 63 bytes
     assert xmp.clean_level("x" * 63 + " y") == "x" * 63
@@ -265,11 +266,50 @@ def test_odd_texts_and_marks(tmp_path):
     path.write_bytes(content)
     tags = read(path)  # without our configuration
     assert [str(v) for v in tags["XMP-dc:Subject"]][:8] == ODD[:8]
-    assert tags["XMP-phototagger:KeywordSources"][0]["Path"] == ODD[0]
+    score = ODD[0].replace("%", "%25").replace(" ", "%20")
+    assert tags["XMP-phototagger:KeywordSources"][0] == f"vlm {score} {ODD[0]}"
     assert {t for t in tags if not t.startswith("XMP-phototagger:")} == {
         *values,
         "XMP-x:XMPToolkit",
     }
+
+
+def test_lists_that_are_ours_as_the_sources_spell_them_are_named():
+    keywords = (
+        KeywordMark("animal|cat", "clip", "0.273100"),
+        KeywordMark("-", "vlm"),
+        KeywordMark("animal|dog", "declined"),
+        KeywordMark("animal|a/b", "vlm", "-"),
+    )
+    spelt = {
+        "XMP-dc:Subject": ("animal", "cat", "-", "a/b"),
+        "XMP-lr:HierarchicalSubject": ("animal|cat", "-", "animal|a/b"),
+        "XMP-digiKam:TagsList": ("animal/cat", "-", "animal/a/b"),
+    }
+    values = {"XMP-dc:Subject": ["cat"]}
+    content = write(None, values, Marks(keywords=keywords, written=spelt))
+    assert xmp.parse(content).marks == Marks(keywords=keywords, written=spelt)
+    assert content.count(b"phototagger:Written") == 2  # one element, start and end
+    assert content.count(b"animal|cat") == 1
+
+    others = {tag: ours[::-1] for tag, ours in spelt.items()} | {"XMP-dc:Subject": ("cat",)}
+    for marks in (
+        Marks(keywords=keywords, written=others),
+        Marks(keywords=keywords, written=spelt | {"XMP-dc:Subject": ("animal", "cat", "-")}),
+        Marks(keywords=keywords),
+        Marks(written=spelt),
+    ):
+        changed = write(content, values, marks)
+        assert xmp.parse(changed).marks == marks
+        assert xmp.parse(write(changed, values, Marks(written=spelt))).marks.written == spelt
+
+
+def test_all_in_order_whatever_the_number_of_processes():
+    items = [Item(f"{n}.jpg", None, {"XMP-dc:Subject": [f"cat {n}"]}, Marks()) for n in range(70)]
+    one, several = (list(xmp.write_all(items, processes)) for processes in (1, 2))
+    assert one == several
+    assert [xmp.parse(content).values for content in several] == [item.values for item in items]
+    assert list(xmp.write_all([], 2)) == []
 
 
 def test_the_configuration_is_enough_for_exiftool(tmp_path):
