@@ -10,6 +10,7 @@ have one picture, so they get the labels of its leader; what was described, they
 """
 
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from phototagger.problems import KINDS, one_line
 from phototagger.prompts import FIELDS
 from phototagger.records import (
     DESCRIBE,
+    SAME_NAME,
     SCHEMA_VERSION,
     Asked,
     Gps,
@@ -36,6 +38,8 @@ from phototagger.records import (
     write_records,
 )
 from phototagger.tables import goes_on, read_table
+
+log = logging.getLogger(__name__)
 
 Row = Mapping[str, Any]
 Lines = Mapping[str, Row]  # field -> what the describe stage says of it
@@ -98,9 +102,12 @@ def record(
             field: _find(by_photo, (photo.rel_path, thumb["sha256"]), photo.rel_path, path)
             for field, (path, by_photo) in lines.items()
         }
+        clashes = [_clash(other) for other in groups.clashes.get(photo.rel_path, ())]
+        for note in clashes:
+            log.warning("%s: %s", photo.rel_path, note)
         inherited = {
             "inherited_from": leader if leader != photo.rel_path else None,
-            "notes": [_clash(other) for other in groups.clashes.get(photo.rel_path, ())],
+            "notes": clashes,
         }
         records.append(make_record(thumb, score, vocabulary, model, answers, **inherited))
         problems += [
@@ -239,8 +246,7 @@ def _notes(line: Row) -> list[str]:
 
 
 def _clash(other: str) -> str:
-    name = other.rpartition("/")[2]
-    return one_line(f"{name} has the same name but shows another picture: each is on its own")
+    return one_line(f"{other.rpartition('/')[2]} {SAME_NAME}: each is on its own")
 
 
 def _failure(line: Row) -> str:

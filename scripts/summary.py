@@ -34,6 +34,7 @@ from phototagger.problems import KINDS
 from phototagger.prompts import FIELDS
 from phototagger.records import (
     DESCRIBE,
+    SAME_NAME,
     ProblemRow,
     read_lines,
     read_medoids,
@@ -45,6 +46,7 @@ Asked = tuple[str, str, str]  # model, setup, prompt profile
 
 KEYWORDS = 30  # most frequent keywords listed
 HIGHLIGHTS = 5  # photos listed per folder, those with the strongest label
+NAMED_CLASHES = 10
 NAMED_PROBLEMS = 20  # quarantined photos named per folder
 EXCERPTS = 3  # photos per folder whose captions are quoted, besides the medoid's
 TYPICAL = 10  # most frequent keywords of a folder; photos that have many of them are quoted
@@ -71,6 +73,7 @@ class Folder:
     photos: int = 0
     tagged: int = 0  # already, and left alone
     inherited: int = 0  # not looked at: another file of the same picture was
+    clashes: list[str] = field(default_factory=list)  # same name as another picture
     without_keywords: int = 0
     sources: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     fields: dict[str, Counter[str]] = field(default_factory=dict)  # status of a field -> photos
@@ -104,6 +107,8 @@ class Folder:
             self.fields.setdefault(name, Counter())[answer["status"]] += 1
         self.tagged += record["tagged"]
         self.inherited += record["inherited_from"] is not None
+        if any(SAME_NAME in note for note in record["notes"]):
+            self.clashes.append(record["rel_path"])
         self.without_keywords += not record["keywords"]
         if record["taken_at"]:
             day = record["taken_at"][:10]
@@ -279,6 +284,7 @@ def whole_page(
     yield from left_out(
         sum(folder.tagged for folder in folders), sum(folder.inherited for folder in folders)
     )
+    yield from same_name([photo for folder in folders for photo in folder.clashes])
     yield f"- Without keywords: {sum(folder.without_keywords for folder in folders):,}"
     yield f"- Model: {escape(model)}"
     yield f"- Labels: {escape(labels)}"
@@ -310,6 +316,7 @@ def folder_page(folder: Folder) -> Iterator[str]:
     yield f"- Photos: {folder.photos:,} ([records.jsonl](records.jsonl))"
     yield f"- Quarantined: {folder.quarantined:,}"
     yield from left_out(folder.tagged, folder.inherited)
+    yield from same_name(folder.clashes)
     yield f"- Without keywords: {folder.without_keywords:,}"
     if folder.first:
         yield f"- Taken: {days(folder)}"
@@ -335,6 +342,14 @@ def folder_page(folder: Folder) -> Iterator[str]:
     if folder.rows > len(folder.problems):
         yield ""
         yield f"and {folder.rows - len(folder.problems):,} more, all in problems.csv."
+
+
+def same_name(photos: Sequence[str]) -> Iterator[str]:
+    """Different pictures whose names differ in their ending only: some programs mix them up."""
+    if photos:
+        named = ", ".join(escape(photo) for photo in photos[:NAMED_CLASHES])
+        more = ", ..." if len(photos) > NAMED_CLASHES else ""
+        yield f"- Same name as another picture: {len(photos):,} ({named}{more})"
 
 
 def left_out(tagged: int, inherited: int) -> Iterator[str]:

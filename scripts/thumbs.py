@@ -12,10 +12,11 @@ import logging
 import threading
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from phototagger import own_metadata
+from phototagger import names, own_metadata
 from phototagger.aliases import Aliases
 from phototagger.beside import Folder, read_packet
 from phototagger.exiftool import ExifTool
@@ -38,31 +39,22 @@ _EXIF_COLUMNS = ("taken_at", "camera", "lens", "gps")
 _OTHER_COLUMNS = ("place", "dhash")
 
 
+@dataclass
 class _Shard:
     """What the threads that work on one shard share."""
 
-    def __init__(
-        self,
-        machine: Machine,
-        kept: ThumbCache,
-        known: StatCache,
-        exiftool: ExifTool,
-        max_pixels: int,
-        max_bytes: int,
-        sidecars: Mapping[str, list[Path]],
-        tagged_fields: Collection[str],
-        tagged_by: Collection[str],
-    ):
-        self.machine = machine
-        self.kept = kept
-        self.known = known
-        self.exiftool = exiftool
-        self.max_pixels = max_pixels
-        self.max_bytes = max_bytes
-        self.sidecars = sidecars
-        self.tagged_fields = tagged_fields
-        self.tagged_by = tagged_by
-        self.aliases = Aliases(machine.cache)
+    machine: Machine
+    kept: ThumbCache
+    known: StatCache
+    exiftool: ExifTool
+    sidecars: Mapping[str, list[Path]]
+    max_pixels: int
+    max_bytes: int
+    tagged_fields: Collection[str]
+    tagged_by: Collection[str]
+
+    def __post_init__(self) -> None:
+        self.aliases = Aliases(self.machine.cache)
         # Two copies of one photo must not be decoded side by side; 64 locks stand for all contents.
         self._locks = [threading.Lock() for _ in range(64)]
 
@@ -89,7 +81,8 @@ class _Shard:
             if packet := read_packet(path):
                 packets.append(packet)
             else:
-                log.warning("%s: %s", photo.rel_path, "a sidecar that cannot be read is ignored")
+                name = names.encode(path.name)
+                log.warning("%s: sidecar %s cannot be read; ignored", photo.rel_path, name)
         theirs = own_metadata.join([*(packet.theirs for packet in packets), embedded])
         said = own_metadata.join([*(own_metadata.ours_of(packet) for packet in packets), ours])
         tagged = is_tagged(theirs, said, self.tagged_fields, self.tagged_by)
@@ -181,25 +174,36 @@ def thumbs(
             photo.rel_path.lower().endswith(_RAW_SUFFIXES) for photo in photos
         ):
             exiftool.start()  # before there are threads: starting a process beside them is delicate
-        sidecars = _sidecars(photos, machine.roots)
-        limits = (max_pixels, max_bytes)
-        tagged = (tagged_fields, tagged_by)
-        shard = _Shard(machine, kept, known, exiftool, *limits, sidecars, *tagged)
+        shard = _Shard(
+            machine,
+            kept,
+            known,
+            exiftool,
+            _sidecars(photos, machine.roots),
+            max_pixels=max_pixels,
+            max_bytes=max_bytes,
+            tagged_fields=tagged_fields,
+            tagged_by=tagged_by,
+        )
         pool = ThreadPoolExecutor(max(1, threads))
         try:
             for row, decoded in pool.map(shard.row, photos):
                 rows.append(row)
-                if row["status"] == "problem":
-                    stats.problems += 1
-                elif decoded:
-                    stats.computed += 1
-                else:
-                    stats.cached += 1
-                stats.progress()
+                _count(stats, row, decoded)
                 known.save_if_due()
         finally:
             pool.shutdown(cancel_futures=True)
     write_table(output, THUMBS, rows, digests or {})
+
+
+def _count(stats: Stats, row: Mapping[str, Any], decoded: bool) -> None:
+    if row["status"] == "problem":
+        stats.problems += 1
+    elif decoded:
+        stats.computed += 1
+    else:
+        stats.cached += 1
+    stats.progress()
 
 
 if __name__ == "__main__":

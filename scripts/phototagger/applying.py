@@ -25,16 +25,16 @@ from phototagger.changeset import (
     Entry,
     create,
     exclusive,
-    sync,
     unfinished,
 )
-from phototagger.comparing import Job, Library, Options, Planned, Planner, Refused, Report
+from phototagger.comparing import Job, Options, Planned, Planner, Refused, Report
 from phototagger.errors import UserError
 from phototagger.files import sha256_file
+from phototagger.library import Library
 from phototagger.locks import folder_locks
 from phototagger.manifest import Proposed
 from phototagger.recovery import discard, recover
-from phototagger.replacing import ChangedError
+from phototagger.replacing import ChangedError, sync
 from phototagger.tokencache import TokenCache
 from phototagger.tokens import NOTHING, Tokens
 from phototagger.xmp import Packet
@@ -128,11 +128,9 @@ class _Run:
             if changeset.run_id is None:
                 changeset.begin(self.library.run_id)
             self.planner.announced = recover(changeset)
-            if changeset.is_being_undone:
-                self.changeset = None
+            self.changeset = None if changeset.is_being_undone else changeset
+            if changeset.is_being_undone and not changeset.of("intent"):
                 changeset.close()
-            else:
-                self.changeset = changeset
 
     def close(self) -> None:
         if self.changeset is not None and not self.changeset.of("intent"):
@@ -294,16 +292,7 @@ class _Run:
             while os.path.lexists(path):  # of a round that was cut off
                 number += 1
                 path = place.with_name(f"{place.name}.{number}")
-            digest = hashlib.sha256()
-            with step.job.target.open("rb") as source, path.open("xb") as copied:
-                while content := source.read(1 << 20):
-                    digest.update(content)
-                    copied.write(content)
-            os.utime(path, ns=(step.job.seen.mtime_ns, step.job.seen.mtime_ns))
-            sync(path)
-            if digest.hexdigest() != step.job.seen.sha256:
-                path.unlink()
-                raise ChangedError(step.job.target)
+            replacing.copy(step.job.target, path, step.job.seen)
             step.backup = names.encode(os.path.abspath(path))
 
         try:

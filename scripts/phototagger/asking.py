@@ -240,7 +240,7 @@ class Asker:
                 return tally.failed(name, question, kind, message)
             tally.add(key, kept, fresh)
             cut = kept.reply.finish_reason == "length"
-            if cut and raised < RAISES and not self._loops(name, kept.reply.text):
+            if cut and raised < RAISES and not self._loops(kept.reply.text):
                 limit, raised = 2 * limit, raised + 1
                 self._raised += fresh
                 continue
@@ -260,7 +260,7 @@ class Asker:
         if refusal and "refusal" in self._task.reject:
             return "answer_refusal", f"the model refused: {one_line(refusal)}", ""
         if cut:
-            if self._loops(name, reply.text):
+            if self._loops(reply.text):
                 return "answer_loop", "the model repeated itself until it was cut off", ""
             return "answer_truncated", "no end after four times the tokens", ""
         try:
@@ -284,7 +284,7 @@ class Asker:
             return False
         return not keywords.clean(words, self._rules).keywords
 
-    def _loops(self, name: str, text: str) -> bool:
+    def _loops(self, text: str) -> bool:
         loop = answers.judge("description", text, language=self._task.language, reject=("loop",))
         return "loop" in self._task.reject and loop is not None
 

@@ -15,12 +15,11 @@ from functools import cached_property
 from pathlib import Path
 
 from phototagger import names, xmp
-from phototagger.tokens import joined, tokens_of
+from phototagger.rdf import MAX_BYTES
 from phototagger.xmp import NotXmpError, Packet
 
 SIDECAR = ".xmp"
-LARGEST = 16 << 20  # bytes of a sidecar that is read
-NAMINGS = ("ext", "stem", "both")
+LARGEST = MAX_BYTES  # of a sidecar that is read
 
 # Proprietary ones, whose programs keep metadata in `IMG.xmp`; a DNG beside one is a copy of it.
 _RAW = (
@@ -29,11 +28,9 @@ _RAW = (
     *(".srf", ".srw", ".x3f"),
 )
 RAW = (*_RAW, ".dng")
-_RENDERED = (
-    *((".jpg", 0), (".jpeg", 0), (".heic", 1), (".heif", 1), (".avif", 1), (".tif", 2)),
-    *((".tiff", 2), (".png", 3), (".webp", 4)),
-)
-_RANKS = dict(_RENDERED)
+# Rendered pictures, and which of them goes before which (as in `groups`).
+_RANKS = {".jpg": 0, ".jpeg": 0, ".heic": 1, ".heif": 1, ".avif": 1}
+_RANKS |= {".tif": 2, ".tiff": 2, ".png": 3, ".webp": 4}
 # Pictures own sidecars whether or not the configuration counts them as photos.
 _PICTURES = (*RAW, *_RANKS)
 
@@ -234,15 +231,21 @@ def targets(folder: Folder, photo: str, naming: str, *, leader_of: Callable[[str
         return Targets((named, folder.path / by_stem) if by_stem else (named,))
     if is_raw(photo) and by_stem:
         return Targets((folder.path / by_stem,))
-    return Targets((), *_no_stem_sidecar(folder, photo, owner))
+    stranger = owner is not None and not same_capture([photo, owner])
+    return Targets((), *_no_stem_sidecar(folder, photo, owner, stranger=stranger))
 
 
-def _no_stem_sidecar(folder: Folder, photo: str, owner: str | None) -> tuple[str, str]:
+def _no_stem_sidecar(
+    folder: Folder, photo: str, owner: str | None, *, stranger: bool
+) -> tuple[str, str]:
     """Why naming by stem gives a photo no sidecar: kind, and message."""
     stem = _stem(photo)
     sidecar = names.encode(stem + SIDECAR)
     if not is_raw(photo):
         message = "with naming stem only raw files have sidecars; use naming ext or mode embed"
+        if stranger and owner in folder.photos:
+            whose = f"{sidecar} is that of {names.encode(owner)}"
+            message = f"{whose}, and some programs show it for this photo too; use naming ext"
         return "no_sidecar", message
     if owner and owner != photo:
         return "no_sidecar", f"{sidecar} is the sidecar of {names.encode(owner)}"
@@ -285,11 +288,3 @@ def read_packet(path: Path) -> Packet | None:
         return xmp.parse(read_sidecar(path))
     except (OSError, NotXmpError):
         return None
-
-
-def token(paths: Iterable[Path], by: Iterable[str] = ("person",)) -> str:
-    """What a photo's sidecars say about it, as 16 hex digits; "" if they say nothing.
-
-    `by`: whose values count (person, photo-tagger).
-    """
-    return joined([tokens_of(read_packet(path)) for path in paths], by)

@@ -29,6 +29,7 @@ from typing import Any
 
 from phototagger import names
 from phototagger.errors import UserError, one_of
+from phototagger.replacing import sync
 
 FOLDER = Path("changes")  # below the results
 _VERSION = 1
@@ -176,7 +177,9 @@ class Changeset:
         """Have previous bytes on disk in `before/`. Raises JournalError."""
         folder = self.folder / "before"
         try:
-            folder.mkdir(exist_ok=True)
+            if not folder.is_dir():
+                folder.mkdir()
+                sync(self.folder)  # the journal's name, too
             written = []
             for content in contents:
                 path = folder / hashlib.sha256(content).hexdigest()
@@ -232,15 +235,6 @@ def _write_at(descriptor: int, content: bytes, offset: int) -> None:
         view, offset = view[written:], offset + written
 
 
-def sync(path: Path) -> None:
-    """Have a file, or the names in a folder, on disk."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 # -------------------------------------------------------------------------------------- folder
 
 
@@ -248,11 +242,14 @@ def sync(path: Path) -> None:
 def exclusive(results: Path) -> Iterator[None]:
     """Be the only one that applies or undoes in a work directory.
 
-    Raises UserError if somebody else does.
+    Raises UserError if somebody else does, JournalError if there can be no journal.
     """
     folder = results / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise _journal_error(folder, error) from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -7,84 +7,25 @@ anything.
 
 import errno
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 
-from phototagger import beside, names, originals, plan, proposal, xmp
+from phototagger import beside, names, originals, proposal, xmp
 from phototagger import merge as merging
 from phototagger.aliases import Aliases
 from phototagger.decisions import Decisions, read_decisions
 from phototagger.errors import UserError
 from phototagger.files import sha256_file
-from phototagger.machine import Machine
-from phototagger.manifest import Proposed, read_manifest, sidecar_path
+from phototagger.library import AGAIN, Library
+from phototagger.manifest import Proposed, sidecar_path
 from phototagger.replacing import ChangedError, Seen, see, seen_as
 from phototagger.statcache import StatCache
 from phototagger.xmp import Packet
 
-_AGAIN = "photo-tagger run"
 _FOLDERS_KEPT = 64  # listings in memory; a folder's photos may be interrupted by its subfolders'
-
-
-# -------------------------------------------------------------------------------------- library
-
-
-@dataclass(frozen=True)
-class Library:
-    """A work directory whose run has proposed sidecars."""
-
-    machine: Machine
-    results: Path
-    extensions: tuple[str, ...]
-    run_id: str
-    fields: Mapping[str, bool] = field(default_factory=dict)  # `metadata.fields` of the run
-
-    @classmethod
-    def load(cls, results: Path = Path("results")) -> "Library":
-        """Raises UserError when there are no proposals."""
-        try:
-            machine = Machine.load(results / "plan/machine.json")
-            frozen = json.loads((results / "audit/config.json").read_text("utf-8"))
-            config, run_id = frozen["config"], frozen["run_id"]
-            extensions = config["photos"]["extensions"]
-            fields = config.get("metadata", {}).get("fields", {})
-        except FileNotFoundError as error:
-            raise _nothing(results) from error
-        except (ValueError, LookupError, TypeError) as error:
-            raise UserError(f"{results}: damaged ({error}); `{_AGAIN}` again") from error
-        return cls(machine, results, tuple(extensions), run_id, fields)
-
-    @cached_property
-    def manifests(self) -> list[Path]:
-        """In path order. Raises UserError when there are none."""
-        folder = self.results / "sidecars-manifest"
-        try:
-            shards, _ = plan.read_index(self.results / "plan/index.json")
-        except FileNotFoundError as error:
-            raise _nothing(self.results) from error
-        found = [folder / f"{shard.name}.tsv" for shard in shards]
-        found = [path for path in found if path.exists()]
-        if shards and not found:
-            raise _nothing(self.results)
-        return found
-
-    def rows(self) -> Iterator[Proposed]:
-        for manifest in self.manifests:
-            yield from read_manifest(manifest)
-
-    @cached_property
-    def leaders(self) -> dict[str, str]:
-        """Photos that were not described themselves -> the one of their capture that was."""
-        return {row.rel_path: row.leader for row in self.rows() if row.leader != row.rel_path}
-
-
-def _nothing(results: Path) -> UserError:
-    return UserError(f"{results}: nothing is proposed yet; run `photo-tagger run` first")
 
 
 @dataclass(frozen=True)
@@ -170,7 +111,8 @@ class Planner:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stack.close()
+        with suppress(OSError):  # a cache that cannot be written costs time only
+            self._stack.close()
 
     def rows(self) -> Iterator[Proposed]:
         """The photos that were asked for. Raises UserError if a path is of no photo folder."""
@@ -237,7 +179,7 @@ class Planner:
         try:
             current = self._sha256(photo)
             if self._aliases.first(current) != first:
-                message = f"the photo has changed since the run; `{_AGAIN}` again"
+                message = f"the photo has changed since the run; `{AGAIN}` again"
                 yield refused("photo_changed", message, path=photo)
                 return
             ours, embedded = self._proposal(row)
@@ -249,7 +191,7 @@ class Planner:
             yield refused(stop.kind, stop.message, path=stop.path)
             return
         except FileNotFoundError:
-            message = f"the photo is gone; `{_AGAIN}` again"
+            message = f"the photo is gone; `{AGAIN}` again"
             yield refused("photo_missing", message, path=photo)
             return
         except OSError as error:
@@ -303,6 +245,7 @@ class Planner:
 
     def _embedding(self, row: Proposed, photo: Path, ours: Packet, sha256: str) -> Job:
         target = _resolved(photo)
+        self._claim(row, target, photo, "photo")
         info = target.stat()
         try:
             packet = originals.current(target)
@@ -326,7 +269,8 @@ class Planner:
         if known is None:
             known = sha256_file(photo)
             self._hashes.put(photo, info, known)
-            self._hashes.save_if_due()
+            with suppress(OSError):
+                self._hashes.save_if_due()
         return known
 
     def _proposal(self, row: Proposed) -> tuple[Packet, xmp.Values]:
@@ -334,7 +278,7 @@ class Planner:
         if row.sidecar_sha256 is None:
             return Packet(), {}
         path = sidecar_path(self.library.results / "sidecars", row.rel_path)
-        again = f"`{_AGAIN}` again"
+        again = f"`{AGAIN}` again"
         try:
             content = path.read_bytes()
         except OSError as error:
@@ -361,14 +305,31 @@ class Planner:
 
         return beside.targets(folder, photo.name, self.options.naming, leader_of=leader_of)
 
+    def _claim(self, row: Proposed, target: Path, path: Path, what: str) -> None:
+        """Be the one photo that a file is written for. Raises _Stop if another one is."""
+        writer = self._writer.setdefault(target, row.rel_path)
+        if writer != row.rel_path:
+            message = f"this file is the {what} of {writer}; give it its own"
+            raise _Stop("shared_stem", message, path)
+
+    def _check_link(self, row: Proposed, path: Path, target: Path) -> None:
+        """Raises _Stop if a link leads to the sidecar of another photo, asked for or not."""
+        with suppress(OSError):
+            folder = beside.Folder(target.parent, self.library.extensions)
+            photo = self.locate(row.rel_path)
+            here = os.path.realpath(photo.parent) == str(target.parent)
+            for name, sidecars in folder.by_photo.items():
+                if target.name in sidecars and not (here and name == photo.name):
+                    whose = names.encode(target.parent / name)
+                    message = f"this file is the sidecar of {whose}; give it its own"
+                    raise _Stop("shared_stem", message, path)
+
     def _read(self, row: Proposed, path: Path) -> tuple[Path, Seen | None, Packet | None]:
         """The file behind a sidecar's name, its bytes and what they hold. Raises _Stop."""
         target = _resolved(path)
-        writer = self._writer.setdefault(target, row.rel_path)
-        if writer != row.rel_path:
-            raise _Stop(
-                "shared_stem", f"this file is the sidecar of {writer}; give it its own", path
-            )
+        if path.is_symlink():
+            self._check_link(row, path, target)
+        self._claim(row, target, path, "sidecar")
         try:
             seen = see(target, limit=beside.LARGEST)
             if seen is None and path.is_symlink():

@@ -5,13 +5,14 @@ One line per decision, the last one of a photo counts:
     {"sha256": ..., "decision": "approved" | "rejected", "proposal": SHA-256 or null, ...}
 
 `proposal` is the sidecar of `results/sidecars/` that was reviewed, by the SHA-256 of its bytes;
-null if there was none. Other keys are the reviewer's. What a photo is known by is its content, so a
-decision outlives a rename; an approval holds for what was approved, and for no later proposal.
+null if there was none. Other keys are the reviewer's. What a photo is known by is its picture (see
+`aliases`), so a decision outlives a rename, an embedding and its undo; an approval holds for what
+was approved, and for no later proposal.
 """
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +32,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class Decisions:
-    """The last decision about each photo, by the photo's SHA-256."""
+    """The last decision about each photo, by the SHA-256 of its picture."""
 
     by_photo: Mapping[str, Decision]
 
@@ -44,8 +45,10 @@ class Decisions:
         return self.by_photo.get(photo) == Decision(APPROVED, proposal)
 
 
-def read_decisions(results: Path) -> Decisions:
+def read_decisions(results: Path, picture: Callable[[str], str] = str) -> Decisions:
     """The decisions below `results`; none if there is no such file.
+
+    `picture` gives the SHA-256 of a photo's picture from the photo's (`Aliases.first`).
 
     Raises UserError naming the line that is no decision: one that is not understood could be a
     rejection.
@@ -61,7 +64,7 @@ def read_decisions(results: Path) -> Decisions:
     for number, line in enumerate(lines, 1):
         if line.strip():
             photo, decision = _decision(line, f"{path}, line {number}")
-            found[photo] = decision
+            found[picture(photo)] = decision
     return Decisions(found)
 
 

@@ -10,4 +10,5 @@ class UserError(Exception):
 
 def one_of(what: str, value: object, valid: list[str]) -> UserError:
     """The error for a name that is not known, listing those that are."""
-    return UserError(f"{what}: unknown {value!r}; valid are: {', '.join(sorted(valid))}")
+    known = f"valid are: {', '.join(sorted(valid))}" if valid else "there are none"
+    return UserError(f"{what}: unknown {value!r}; {known}")

@@ -14,12 +14,14 @@ name.
 
 import json
 import os
+import secrets
+import selectors
 import shutil
 import subprocess
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -29,6 +31,10 @@ from phototagger.errors import UserError
 
 CONFIG = CLONE / "config/exiftool/photo-tagger.config"  # tells ExifTool of our namespace
 LIST_SEPARATOR = "\x1f"  # a control character, so it is in no value
+
+# Seconds that ExifTool may take for one command; far more than the largest file needs.
+PATIENCE = 300.0
+_PER_COMMAND = 5.0  # more for each further one of a batch
 
 # ExifTool stops with one of these two even when a file failed; anything else is a crash.
 _ORDINARY_EXITS = (0, 1)
@@ -40,6 +46,10 @@ class ExifToolMissingError(UserError):
 
 class ExifToolCrashError(UserError):
     """ExifTool ended before it was done."""
+
+
+class ExifToolHangsError(UserError):
+    """ExifTool did not come to an end."""
 
 
 def find_exiftool() -> str:
@@ -84,19 +94,31 @@ def run_batch(
     Raises ExifToolMissingError and ExifToolCrashError.
     """
     executable = find_exiftool()
-    lines = "\n-execute\n".join("\n".join(command) for command in commands)
-    (folder / "arguments").write_bytes(lines.encode() + b"\n")
-    process = subprocess.run(
-        [
-            *(executable, "-config", str(config or ""), "-@", "arguments"),
-            *("-common_args", "-E", "-sep", LIST_SEPARATOR, "-charset", "utf8"),
-        ],
-        cwd=folder,
-        env=os.environ | {"LC_ALL": "C"},  # otherwise perl complains about missing locales
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        check=False,
-    )
+    lines = ["\n".join(command) for command in commands]
+    (folder / "arguments").write_bytes("\n-execute\n".join(lines).encode() + b"\n")
+    patience = PATIENCE + _PER_COMMAND * len(lines)
+    try:
+        process = subprocess.run(
+            [
+                *(executable, "-config", str(config or ""), "-@", "arguments"),
+                *("-common_args", "-E", "-sep", LIST_SEPARATOR, "-charset", "utf8"),
+            ],
+            cwd=folder,
+            env=os.environ | {"LC_ALL": "C"},  # otherwise perl complains about missing locales
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+            timeout=patience,
+        )
+    except OSError as error:
+        raise ExifToolCrashError(
+            f"{executable}: cannot be run ({error.strerror}); install ExifTool anew"
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        raise ExifToolHangsError(
+            f"{executable}: no answer for {patience:.0f} s, so it was ended; see whether "
+            "`exiftool -ver` works, then run the same again"
+        ) from error
     complaints = process.stderr.decode("utf-8", "replace").strip()
     if process.returncode not in _ORDINARY_EXITS:
         last = complaints.splitlines()[-1:] or ["it left no message"]
@@ -105,6 +127,20 @@ def run_batch(
             f"exiftool: ended abnormally ({how}; {last[0]}); run the same again"
         )
     return complaints
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A new private folder, removed afterwards. Raises UserError if it cannot be written to."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="photo-tagger-") as folder:
+            yield Path(folder)
+    except OSError as error:
+        where = tempfile.tempdir or os.environ.get("TMPDIR") or "/tmp"
+        raise UserError(
+            f"{where}: no temporary files can be written there ({error.strerror}); "
+            "free some space, or name another folder with TMPDIR"
+        ) from error
 
 
 def complaints_by_file(complaints: str) -> dict[str, str]:
@@ -128,6 +164,7 @@ class ExifTool:
         self._process: Any = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._links = 0
+        self._errors = b""
         self._lock = threading.RLock()
 
     def __enter__(self) -> "ExifTool":
@@ -168,7 +205,8 @@ class ExifTool:
     def close(self) -> None:
         with self._lock:
             if self._process is not None and self._process.running:
-                self._process.terminate()
+                with suppress(OSError):  # it has ended just now
+                    self._process.terminate()
             self._process = None
             if self._folder is not None:
                 self._folder.cleanup()
@@ -177,7 +215,8 @@ class ExifTool:
     def execute(self, *args: str | bytes) -> bytes:
         """Run one command and return its standard output; see `last_error` for what went wrong.
 
-        Raises ValueError if an argument holds a line break, which would make it two.
+        Raises ValueError if an argument holds a line break, which would make it two, and
+        ExifToolCrashError if the process ends or does not answer; the next command starts another.
         """
         for arg in args:
             text = arg if isinstance(arg, bytes) else arg.encode()
@@ -185,13 +224,29 @@ class ExifTool:
                 raise ValueError(f"not one line: {arg!r}")
         with self._lock:
             self.start()
-            return self._process.execute(*args, raw_bytes=True)
+            process = self._process._process
+            # `execute` of pyexiftool waits for ever for the answer of a process that has ended
+            watchdog = threading.Timer(PATIENCE, process.kill)
+            watchdog.daemon = True
+            watchdog.start()
+            try:
+                output, self._errors = _answer(process, args)
+            except OSError as error:
+                process.kill()
+                process.wait()
+                self._process = None
+                raise ExifToolCrashError(
+                    "exiftool: ended in the middle of a command, or did not answer; "
+                    "run the same again"
+                ) from error
+            finally:
+                watchdog.cancel()
+            return output
 
     @property
     def last_error(self) -> str:
         """What the last command wrote to standard error (shared by all threads)."""
-        error = self._process.last_stderr if self._process else b""
-        return error.decode(errors="replace") if isinstance(error, bytes) else error or ""
+        return self._errors.decode(errors="replace")
 
     def tags(self, path: Path, *args: str) -> dict[str, Any]:
         """The tags of one file as ExifTool's JSON gives them; {} if it cannot make sense of it.
@@ -220,3 +275,31 @@ class ExifTool:
             yield link
         finally:
             link.unlink(missing_ok=True)
+
+
+def _answer(process: subprocess.Popen[bytes], args: Sequence[str | bytes]) -> tuple[bytes, bytes]:
+    """What a process started with `-stay_open` writes to standard output and error about a command.
+
+    Raises OSError if it ends meanwhile.
+    """
+    number = secrets.randbelow(10**9)
+    ends = {process.stdout: b"{ready%d}" % number, process.stderr: b"{post%d}" % number}
+    lines = [arg if isinstance(arg, bytes) else arg.encode() for arg in args]
+    lines += [b"-echo4", ends[process.stderr], b"-execute%d" % number, b""]
+    process.stdin.write(b"\n".join(lines))
+    process.stdin.flush()
+    found = {pipe: bytearray() for pipe in ends}
+    with selectors.DefaultSelector() as waiting:
+        for pipe in ends:
+            waiting.register(pipe, selectors.EVENT_READ)
+        while waiting.get_map():
+            for key, _ in waiting.select():
+                pipe, content = key.fileobj, found[key.fileobj]
+                more = os.read(key.fd, 1 << 20)
+                if not more:
+                    raise BrokenPipeError("ExifTool has ended")
+                content += more
+                if content[-64:].rstrip().endswith(ends[pipe]):
+                    waiting.unregister(pipe)
+    output, errors = (bytes(found[pipe].rstrip()[: -len(end)]) for pipe, end in ends.items())
+    return output, errors

@@ -6,14 +6,12 @@ the texts that are there turns them into garbage, so both happen in one step her
 Datasets that hold no text are kept byte for byte. Source: IPTC-NAA IIM 4.2.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 _CHARACTER_SET, _UTF8 = (1, 90), b"\x1b%G"
 _VERSIONS = {(1, 0): b"\0\x04", (2, 0): b"\0\x04"}  # IIM 4, for records that begin here
 _BINARY = {0, 125, 200, 201, 202}  # of record 2: version, rasterised caption, preview
-_UTF8_DECLARED = re.compile(rb"\x1b%(G|/[GHI])")
 
 # XMP's tag, its dataset in record 2, and how many bytes it holds
 COPIES: Mapping[str, tuple[int, int]] = {

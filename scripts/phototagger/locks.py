@@ -20,6 +20,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from phototagger.errors import UserError
+
 PATIENCE = 10.0  # seconds before a person is told what we wait for
 
 # What a file system without locks answers; NFS wants a file opened for writing (EBADF).
@@ -54,7 +56,9 @@ def _locked(folder: Path) -> int | None:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
-    except OSError:  # it cannot be listed, but files in it may still be known by name
+    except OSError as error:  # it cannot be listed, but files in it may still be known by name
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise UserError(f"{folder}: too many open files; allow more (ulimit -n 256)") from error
         return _stand_in(folder)
     try:
         _wait(descriptor, folder)

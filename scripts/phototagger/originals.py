@@ -40,6 +40,7 @@ _SUFFIXES = {"JPEG": ".jpg", "TIFF": ".tif"}
 _SUBJECT, _DESCRIPTION = "XMP-dc:Subject", "XMP-dc:Description"
 _TWIN = {_DESCRIPTION: "XMP-tiff:ImageDescription"}  # whose text stands in for a field that is off
 _EXIF_DESCRIPTION = "IFD0:ImageDescription"
+_CAPTION = "IPTC:Caption-Abstract"
 # Written by whoever splits a packet, to find its other half
 _EXTENDED = "{http://ns.adobe.com/xmp/note/}HasExtendedXMP"
 
@@ -272,14 +273,13 @@ def _plan(item: Embedding, contents: Contents, mode: str) -> _Plan:
         iptc=contents.iptc,
         iptc_digest=contents.iptc_digest,
     )
-    text = _wanted_text(item.values, _DESCRIPTION)
-    if contents.description is None or _may_replace(
-        _exif_text(contents), _DESCRIPTION, item, packet
-    ):
-        old = _exif_text(contents)
-        if old != text and (text or _says_something(old)):
-            plan.description = text.encode()
-            plan.arguments.append(assignment(_EXIF_DESCRIPTION, text))
+    text, old = _wanted_text(item.values, _DESCRIPTION), _exif_text(contents)
+    # Readers prefer EXIF's: where it has none, a person's other words in IPTC would be hidden.
+    others = [old] if contents.description else _copies(contents).get(_CAPTION, [])
+    free = all(_may_replace(other, _DESCRIPTION, item, packet) for other in others)
+    if free and old != text and (text or _says_something(old)):
+        plan.description = text.encode()
+        plan.arguments.append(assignment(_EXIF_DESCRIPTION, text))
     if mode == "always" or (mode == "present" and contents.iptc is not None):
         _plan_iptc(plan, item, contents, packet)
     return plan

@@ -10,7 +10,8 @@ changed is a `changeset`.
 """
 
 from phototagger.applying import Outcome, apply
-from phototagger.comparing import Library, Options, Planned, Refused, Report, compare
+from phototagger.comparing import Options, Planned, Refused, Report, compare
+from phototagger.library import Library
 from phototagger.undoing import Restored, pending, undo
 
 __all__ = [

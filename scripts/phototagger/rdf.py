@@ -25,7 +25,6 @@ _MAX_DEPTH = 64
 
 _RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
 _XML = "{http://www.w3.org/XML/1998/namespace}"
-_ITEM = f"{_RDF}li"
 _DESCRIPTION = f"{_RDF}Description"
 _PARSE_TYPE = f"{_RDF}parseType"
 _LISTS = {f"{_RDF}{kind}": f"#{kind}" for kind in ("Bag", "Seq", "Alt")}

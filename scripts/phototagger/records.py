@@ -30,6 +30,9 @@ DESCRIBE = "describe"
 # language model, CLIP.
 SOURCES = ("person", "vlm", "clip")
 
+# In the note of a photo that could be taken for another file of the same capture, and is none.
+SAME_NAME = "has the same name but shows another picture"
+
 
 class Score(TypedDict):
     """A label and how well it fits."""

@@ -5,6 +5,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from phototagger import names
 from phototagger.changeset import Changeset, Entry
 from phototagger.files import sha256_file
 from phototagger.locks import folder_locks
@@ -13,8 +14,8 @@ from phototagger.locks import folder_locks
 def recover(changeset: Changeset) -> dict[str, list[Path]]:
     """Find out what of a changeset that was cut off took place, and remove temporary files.
 
-    Returns the files that were about to be created and were not, by rel_path. Entries in folders
-    that are not there now (a disk that is not mounted) stay as they are.
+    Returns the files that were about to be created and were not, by rel_path. Entries of photos
+    that are away stay as they are.
     """
     voided: dict[str, list[Path]] = {}
     for path in changeset.making:
@@ -22,7 +23,7 @@ def recover(changeset: Changeset) -> dict[str, list[Path]]:
     for number, temporary in list(changeset.undoing.items()):
         discard(changeset.entries[number].target.with_name(temporary))
     for entry in changeset.of("intent"):
-        if not entry.target.parent.is_dir():
+        if is_away(entry):
             logging.warning("%s: not there; left as it is for now", entry.target.parent)
             continue
         with folder_locks([entry.target.parent]):
@@ -34,6 +35,12 @@ def recover(changeset: Changeset) -> dict[str, list[Path]]:
                     voided.setdefault(entry.rel_path, []).append(entry.target)
             discard(entry.leftover)
     return voided
+
+
+def is_away(entry: Entry) -> bool:
+    """Whether neither the file nor its photo is there, as when their disk is not mounted or their
+    folder was moved: then nobody can say what became of the file."""
+    return not (os.path.lexists(entry.target) or os.path.lexists(names.decode(entry.photo)))
 
 
 def _took_place(entry: Entry) -> bool:

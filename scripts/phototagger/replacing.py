@@ -99,8 +99,7 @@ def settle(
             info = like.stat()
             own = os.fstat(descriptor)
             if (own.st_uid, own.st_gid) != (info.st_uid, info.st_gid):
-                with suppress(OSError):
-                    os.fchown(descriptor, info.st_uid, info.st_gid)
+                _give(descriptor, info.st_uid, info.st_gid)
             _copy_attributes(like, descriptor)
             mode = stat.S_IMODE(info.st_mode) if mode is None else mode
         if mode is not None:
@@ -112,6 +111,15 @@ def settle(
         os.close(descriptor)
 
 
+def _give(descriptor: int, owner: int, group: int) -> None:
+    """Set owner and group; where only the superuser may, the group at least."""
+    try:
+        os.fchown(descriptor, owner, group)
+    except OSError:
+        with suppress(OSError):
+            os.fchown(descriptor, -1, group)
+
+
 def _copy_attributes(source: Path, descriptor: int) -> None:
     if not hasattr(os, "listxattr"):
         return
@@ -119,6 +127,27 @@ def _copy_attributes(source: Path, descriptor: int) -> None:
         for name in os.listxattr(source):
             with suppress(OSError):
                 os.setxattr(descriptor, name, os.getxattr(source, name))
+
+
+def copy(source: Path, path: Path, seen: Seen) -> None:
+    """Copy a file as it was seen to a new one, whole and on disk on return.
+
+    Raises ChangedError if it is not what was seen, OSError; then there is no copy.
+    """
+    temporary = path.with_name(temporary_name())
+    digest = hashlib.sha256()
+    try:
+        with source.open("rb") as file, temporary.open("xb") as copied:
+            while content := file.read(1 << 20):
+                digest.update(content)
+                copied.write(content)
+        if digest.hexdigest() != seen.sha256:
+            raise ChangedError(source)
+        settle(temporary, None, mtime_ns=seen.mtime_ns)
+        temporary.rename(path)
+        sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def place(temporary: Path, target: Path, seen: Seen | None) -> None:
@@ -139,7 +168,17 @@ def place(temporary: Path, target: Path, seen: Seen | None) -> None:
             raise
         os.replace(temporary, target)
         return
-    temporary.unlink()
+    with suppress(OSError):  # the target is in its place, whatever becomes of this name
+        temporary.unlink()
+
+
+def sync(path: Path) -> None:
+    """Have a file, or the names in a folder, on disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def remove(target: Path, seen: Seen) -> None:

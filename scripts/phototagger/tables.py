@@ -37,10 +37,7 @@ THUMBS = pa.schema(
         ("own_caption", pa.string()),
         ("own_description", pa.string()),
         ("own_alt_text", pa.string()),
-        (
-            "own_rating",
-            pa.string(),
-        ),  # as found: -1 (rejected) to 5, but not 0
+        ("own_rating", pa.string()),  # as found: -1 (rejected) to 5, but not 0
         ("own_keywords", pa.list_(pa.string())),
         ("own_paths", pa.list_(pa.list_(pa.string()))),  # hierarchical ones, from the top down
         ("place", pa.string()),

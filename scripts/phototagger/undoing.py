@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from phototagger import names, replacing
@@ -20,14 +20,13 @@ from phototagger.changeset import (
     exclusive,
     latest,
     open_changeset,
-    sync,
     unfinished,
 )
 from phototagger.comparing import Refused
 from phototagger.errors import UserError
 from phototagger.locks import folder_locks
-from phototagger.recovery import recover
-from phototagger.replacing import ChangedError, Seen, see
+from phototagger.recovery import is_away, recover
+from phototagger.replacing import ChangedError, Seen, see, sync
 
 
 @dataclass(frozen=True)
@@ -68,6 +67,8 @@ def undo(
             if not changeset.of("intent"):
                 changeset.close()
         changeset = _find(results, name)
+        if changeset.of("intent"):  # of photos that were away then
+            recover(changeset)
         entries = _wanted(changeset, paths)
         if not entries:
             what = "none of it concerns these paths" if paths else "nothing of it is left to undo"
@@ -121,7 +122,6 @@ class _Step:
     entries: list[Entry]  # those that are taken back by it, last first
     goal: Before | None
     seen: Seen | None
-    content: bytes = b""
     temporary: str = ""
 
     @property
@@ -151,7 +151,7 @@ class _Undo:
                 {"op": "undoing", "number": step.last.number, "temporary": step.temporary}
                 for step in todo
             )
-            todo = [step for step in todo if self._guard(step, self._prepare)]
+            todo = [step for step in todo if self._prepare(step)]
             todo = [step for step in todo if self._guard(step, self._settle)]
             done = [step for step in todo if self._guard(step, self._place)]
             for folder in {step.target.parent for step in done}:
@@ -162,12 +162,13 @@ class _Undo:
     def _plan(self, entries: list[Entry]) -> _Step | None:
         """How far one file can go back; `entries` are the last first."""
         last = entries[0]
-        if self._changeset.states[last.number] == "intent":
-            message = "its folder is not there; bring it back, then undo again"
-            self._refuse(last, "unreadable", message)
+        if is_away(last):
+            message = "neither it nor its photo is there; mount or move them back, then undo again"
+            self._refuse(last, "photo_missing", message)
             return None
         try:
             seen = see(last.target)
+            seen = seen and replace(seen, content=b"")  # of 256 photos, that would be gigabytes
         except ChangedError:
             self._edited(last)
             return None
@@ -185,20 +186,22 @@ class _Undo:
         if current != last.after and not _is_there(step):
             self._edited(last)
             return None
-        if step.goal and not _is_there(step):
-            try:
-                step.content = self._changeset.before_bytes(step.goal)
-            except (OSError, ValueError) as error:
-                message = f"its previous bytes are not there ({error}); restore them from a backup"
-                self._refuse(last, "unreadable", message)
-                return None
         if len(step.entries) < len(entries):
             self._edited(entries[len(step.entries)])
         return step
 
-    def _prepare(self, step: _Step) -> None:
-        if step.goal is not None:
-            replacing.write_temporary(self._temporary(step), step.content)
+    def _prepare(self, step: _Step) -> bool:
+        if step.goal is None:
+            return True
+        try:
+            content = self._changeset.before_bytes(step.goal)
+        except (OSError, ValueError) as error:
+            message = f"its previous bytes are not there ({error}); restore them from a backup"
+            self._refuse(step.last, "unreadable", message)
+            return False
+        return self._guard(
+            step, lambda step: replacing.write_temporary(self._temporary(step), content)
+        )
 
     def _settle(self, step: _Step) -> None:
         if step.goal is not None:

@@ -5,16 +5,20 @@ which of these values are photo-tagger's. And the rest, which is kept whatever i
 """
 
 import re
-import tempfile
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from phototagger import marks as marking
 from phototagger import rdf
-from phototagger.exiftool import ExifToolCrashError, assignment, complaints_by_file, run_batch
+from phototagger.exiftool import (
+    ExifToolCrashError,
+    assignment,
+    complaints_by_file,
+    run_batch,
+    temporary_folder,
+)
 from phototagger.fields import FIELDS, KEYWORD_LISTS, Field, Values
 from phototagger.marks import KeywordMark, Marks, ModelMark, text_digest
 from phototagger.mirrors import mirrored
@@ -325,8 +329,7 @@ def _written(jobs: Mapping[int, _Job]) -> dict[int, bytes | WriteFailure]:
 
 
 def _run(jobs: Mapping[int, _Job]) -> dict[int, bytes | WriteFailure]:
-    with tempfile.TemporaryDirectory(prefix="photo-tagger-") as temporary:
-        folder = Path(temporary)
+    with temporary_folder() as folder:
         for number, job in jobs.items():
             if job.item.base is not None:
                 (folder / f"{number}.xmp").write_bytes(rdf.utf8(job.item.base))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from phototagger.beside import LARGEST, Folder, read_packet, read_sidecar, targets, token
-from phototagger.tokens import Tokens, joined
+from phototagger.beside import LARGEST, Folder, read_packet, read_sidecar, targets
+from phototagger.tokens import NOTHING, Tokens, joined, tokens_of
 from phototagger.xmp import NotXmpError, text_digest
 
 EXTENSIONS = (".jpg", ".png", ".cr3", ".dng")
@@ -156,7 +156,8 @@ def test_names_to_write(photo: str, others: list[str], naming: str, expected: li
     ("photo", "others", "naming", "kind", "word"),
     [
         ("IMG.jpg", [], "stem", "no_sidecar", "only raw files"),
-        ("IMG.jpg", ["IMG.CR3"], "stem", "no_sidecar", "only raw files"),
+        ("IMG.jpg", ["IMG.CR3"], "stem", "no_sidecar", "IMG.xmp is that of IMG.CR3, and"),
+        ("IMG.jpg", ["IMG.nef"], "stem", "no_sidecar", "only raw files"),  # no photo here
         ("a.CR3", ["a.nef"], "stem", "shared_stem", "a.nef"),
         ("a.dng", ["a.CR3"], "stem", "no_sidecar", "the sidecar of a.CR3"),
         ("a.jpg.dng", ["a.jpg"], "stem", "shared_stem", "a photo a.jpg"),
@@ -179,6 +180,8 @@ def test_of_one_capture_the_first_owns_the_stem() -> None:
     assert [path.name for path in of_leader.paths] == ["a.xmp"]
     member = targets(here, "a.png", "ext", leader_of=led_by("a.jpg"))
     assert [path.name for path in member.paths] == ["a.png.xmp"]
+    pair = targets(folder(["a.jpg", "a.CR3"]), "a.jpg", "stem", leader_of=led_by("a.jpg"))
+    assert (pair.kind, "only raw files" in pair.message) == ("no_sidecar", True)
     raws = folder(["a.CR3", "a.nef"])
     first = targets(raws, "a.CR3", "stem", leader_of=led_by("a.CR3"))
     assert [path.name for path in first.paths] == ["a.xmp"]
@@ -211,11 +214,11 @@ def test_what_cannot_be_read_is_no_packet(tmp_path: Path) -> None:
     assert len(odd) == 8
     for path in odd:
         assert read_packet(path) is None, path
-        assert token([path]) == ""
     with pytest.raises(NotXmpError, match="not a regular file"):
         read_sidecar(tmp_path / "pipe.xmp")
     with pytest.raises(NotXmpError, match="at most"):
         read_sidecar(tmp_path / "huge.xmp")
+    assert tokens_of(None) == NOTHING
 
 
 # --------------------------------------------------------------------------------------- tokens
@@ -226,7 +229,7 @@ def say(tmp_path: Path) -> Callable[..., str]:
     def token_of(*elements: str, by: tuple[str, ...] = ("person",)) -> str:
         path = tmp_path / "a.jpg.xmp"
         path.write_bytes(sidecar(*elements))
-        return token([path], by)
+        return tokens_of(read_packet(path)).of(by)
 
     return token_of
 

@@ -119,6 +119,24 @@ _PLACES = ("name", "added", "removed", "before", "after", "message")
 # ----------------------------------------------------------------------------------------- text
 
 
+def test_fields_have_the_prefixes_that_other_programs_show():
+    changes = [
+        Change(tag, (), (), None, "x")
+        for tag in ("XMP-iptcCore:AltTextAccessibility", "XMP-tiff:ImageDescription")
+    ]
+    shown = "\n".join(text(planned("a.jpg", *changes)))
+    assert "Iptc4xmpCore:AltTextAccessibility, tiff:ImageDescription" in shown
+    shown = "\n".join(
+        text(planned("a.jpg", Change("XMP-microsoft:LastKeywordXMP", ("x",), (), None, None)))
+    )
+    assert "MicrosoftPhoto:LastKeywordXMP" in shown
+
+
+def test_a_keyword_with_a_comma_does_not_look_like_two():
+    shown = "\n".join(text(planned("a.jpg", Change(SUBJECT, ("Jo, Jr", "Mum"), (), None, None))))
+    assert '+ "Jo, Jr", Mum' in shown
+
+
 def test_a_new_sidecar_folder_by_folder():
     changes = [
         Change(SUBJECT, ("Mum", "animal", "cat"), (), None, None),
@@ -528,6 +546,36 @@ def test_a_page_is_written_where_it_is_said(work, capsys):
     assert "mine.html/below.html: cannot be written" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("photo", ["photos/a.jpg", "photos/new.png", "page"])
+def test_a_photo_is_never_taken_for_the_page(photo, work, capsys):
+    before = tree(work.parent)
+    photo_tagger("diff", f"--html={photo}", code=2)
+    assert f"--html={photo}: is no name of a page" in capsys.readouterr().err
+    assert tree(work.parent) == before
+
+
+def test_what_follows_two_dashes_are_paths(work, capsys):
+    photos = work.parent / "photos"
+    (photos / "-n.txt").touch()
+    here = os.getcwd()
+    for names, said in ((["-n.txt"], "sidecars: none\n"), (["a.jpg"], "sidecars: 1 new\n")):
+        os.chdir(photos)
+        with pytest.raises(SystemExit) as ended:
+            main(["apply", "--yes", "--workdir", str(work), "--", *names])
+        os.chdir(here)
+        assert not ended.value.code
+        assert said in capsys.readouterr().out
+    assert [path.name for path in photos.rglob("*.xmp")] == ["a.jpg.xmp"]
+
+
+def test_paths_without_a_proposal_are_said_to_have_none(work, capsys):
+    (work.parent / "photos/new.jpg").touch()
+    photo_tagger("diff", "photos/new.jpg")
+    assert "nothing is proposed for these paths" in capsys.readouterr().out
+    photo_tagger("diff", "photos")
+    assert "nothing is proposed" not in capsys.readouterr().out
+
+
 def test_what_cannot_be_written_is_named_and_fails(work, capsys):
     photos = work.parent / "photos"
     (photos / "b.jpg.xmp").write_text("not XML")
@@ -592,6 +640,19 @@ def test_embedding_needs_a_folder_for_copies(work, capsys, monkeypatch):
     assert "--backup DIR" in capsys.readouterr().err
     photo_tagger("apply", "--dry-run")
     assert capsys.readouterr().out == "would write photos: 4 written into\n"
+
+
+@pytest.mark.parametrize("backup", ["file", "file/below", "photos/copies"])
+def test_a_folder_for_copies_that_cannot_be_is_told_before_anything_is_written(
+    backup, work, capsys
+):
+    (work.parent / "file").touch()
+    before = tree(work.parent / "photos")
+    photo_tagger("apply", "--yes", "--backup", backup, code=2)
+    error = capsys.readouterr().err
+    assert f"{backup}: " in error and "name" in error and error.count("\n") == 1
+    assert tree(work.parent / "photos") == before
+    assert not (work.parent / "photos/copies").exists()
 
 
 def test_nothing_proposed_yet(tmp_path, monkeypatch, capsys):

@@ -61,3 +61,11 @@ def test_data_files_count(scripts):
     before = rule_digest("one", [data])
     data.write_text("b")
     assert rule_digest("one", [data]) != before
+
+
+def test_no_result_depends_on_how_it_is_published():
+    rules = codedigest.SCRIPTS.glob("*.py")
+    found = {module.stem for rule in rules for module in used_modules(rule)}
+    assert found >= {"xmp", "merge", "groups"}
+    assert not found & {"applying", "changeset", "comparing", "decisions", "locks", "originals"}
+    assert not found & {"publish", "recovery", "replacing", "tokencache", "tokens", "undoing"}

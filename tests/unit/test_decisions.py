@@ -66,3 +66,11 @@ def test_an_error_names_the_line(decide, bad, cause):
         decide(line("rejected"), bad)
     assert cause in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_a_decision_is_about_the_picture_whatever_is_embedded_in_the_file(tmp_path, decide):
+    decide(line("approved", PHOTO), line("rejected", OTHER))
+    embedded = {OTHER: PHOTO}  # the same photo, with metadata in it
+    decisions = read_decisions(tmp_path, lambda sha256: embedded.get(sha256, sha256))
+    assert decisions.rejected(PHOTO)
+    assert not decisions.approved(PHOTO, PROPOSAL)

@@ -283,6 +283,17 @@ def test_two_persons_who_differ_are_both_kept(tmp_path: Path) -> None:
     assert (read["IPTC:Caption-Abstract"], read["IFD0:ImageDescription"]) == ("ours", "ours")
 
 
+@pytest.mark.parametrize("mode", ["present", "never"])
+def test_a_newer_caption_in_iptc_is_not_hidden(tmp_path: Path, mode: str) -> None:
+    given = ("-IPTC:Caption-Abstract=old", "-XMP-dc:Description=old", "-Photoshop:IPTCDigest=new")
+    path = tagged(tmp_path, *given)
+    exiftool("-q", "-overwrite_original", "-IPTC:Caption-Abstract=newer", path)
+    assert tags(path, "-use", "MWG", "-MWG:Description")["MWG:Description"] == "newer"
+    values = {"XMP-dc:Subject": ["car"], "XMP-dc:Description": ["old"]}
+    embed(path, values, Marks(written={"XMP-dc:Subject": ("car",)}), iptc=mode)
+    assert tags(path, "-use", "MWG", "-MWG:Description")["MWG:Description"] == "newer"
+
+
 # --------------------------------------------------------------------------------- whose it is
 
 
@@ -336,6 +347,19 @@ def test_more_xmp_than_a_segment_holds(tmp_path: Path, suffix: str) -> None:
     assert after.values == {"XMP-dc:Subject": many}
     assert after.rest == before.rest and "z" * 100_000 in "".join(after.rest.values())
     assert len(containers.read(path).xmp) == (2 if suffix == "jpg" else 1)
+
+
+def test_one_exiftool_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    items = []
+    for number in range(3):
+        photo = tmp_path / f"{number}.jpg"
+        photo.write_bytes(encoded(picture()))
+        temporary = photo.with_suffix(".tmp")
+        items.append(Embedding(photo, temporary, VALUES, MARKS, Packet()))
+    started, start = [], subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: started.append(a) or start(*a, **k))
+    assert originals.write(items, iptc="always") == [None] * 3
+    assert len(started) == 1
 
 
 # ------------------------------------------------------------------------------------- refusals

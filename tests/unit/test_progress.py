@@ -19,7 +19,7 @@ from phototagger.cli.events import (
     plain_error,
 )
 from phototagger.cli.progress import Bars, Lines, describe
-from phototagger.cli.status import Words, rows
+from phototagger.cli.status import PHOTOS_CHANGED, Words, rows
 from phototagger.cli.summary import count_problems, show_summary, top_labels
 
 SHARDS = {"a": 10, "b": 20, "c": 60}
@@ -306,7 +306,7 @@ def test_reasons_are_put_into_words():
 
     assert said("Missing output files: a; Input files updated by another job") == {"not done yet"}
     assert said("Input files updated by another job: b") == {"follows from an earlier stage"}
-    assert said(params.format("'d9'", "'d0'")) == {"photos were added, changed or removed"}
+    assert said(params.format("'d9'", "'d0'")) == {PHOTOS_CHANGED}
     assert said(params.format("5,'m1'", "7,'m0'")) == {
         "score.topk changed",
         "the CLIP model changed",
@@ -334,7 +334,7 @@ def test_changes_of_setup_and_prompts_have_their_words():
     assert said("r2") == {"what the model is asked changed"}
     assert said("r1", "d0") == {
         "what the model is asked changed",
-        "photos were added, changed or removed",
+        PHOTOS_CHANGED,
     }
 
 

@@ -310,11 +310,35 @@ def test_a_symlinked_sidecar_is_written_where_it_leads(work, tmp_path):
     assert snapshot(work.photos, elsewhere) == before
 
 
+def test_members_of_a_capture_and_strangers_of_one_name(tmp_path):
+    said = ["b.CR3", "b.jpg", "b.tif", "c.jpg", "c.png", "d.jpg", "d.png"]
+    photos = make_photos(tmp_path / "photos", *said)
+    (photos / "d.xmp").write_bytes(human_xmp("whose"))
+    work = Work(tmp_path / "work", photos)
+    inherited = dict.fromkeys(["b.CR3", "b.tif"], "b.jpg")
+    work.propose({name: ["sea"] for name in said}, inherited_from=inherited)
+    before = snapshot(photos)
+    for naming, raws in (("ext", ["b.CR3"]), ("stem", ["b"]), ("both", ["b.CR3", "b"])):
+        _, told = work.apply(naming=naming)
+        found = refusals(told)
+        assert {found.pop(name) for name in ("d.jpg", "d.png")} == {"shared_stem"}
+        assert set(found.values()) <= {"no_sidecar"}
+        others = [] if naming == "stem" else ["b.jpg", "b.tif", "c.jpg", "c.png"]
+        after = snapshot(photos)
+        assert after.keys() - before.keys() == {f"{photos}/{n}.xmp" for n in raws + others}
+        assert before.items() <= after.items()  # d.xmp, and the photos with their times
+        for name in raws + others:
+            marks = xmp.parse((photos / f"{name}.xmp").read_bytes()).marks
+            member = name.startswith("b") and name != "b.jpg"
+            assert marks.inherited_from == ("b.jpg" if member else None)
+        work.undo()
+
+
 def test_two_names_of_one_file_have_one_writer(work):
     (work.photos / "a.jpg.xmp").symlink_to("b.jpg.xmp")
-    found = work.compare()
-    assert refusals(found) == {"b.jpg": "shared_stem"}
-    assert actions(found)["a.jpg"] == "update"
+    found = work.compare()  # the one that it is named after
+    assert refusals(found) == {"a.jpg": "shared_stem"}
+    assert actions(found)["b.jpg"] == "update"
 
 
 def test_odd_names(tmp_path):

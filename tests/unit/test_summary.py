@@ -424,6 +424,18 @@ def test_a_tagged_photo_shows_its_own_words():
     assert (text(record, "caption"), text(record, "description")) == ("Tom", None)
 
 
+def test_different_pictures_of_one_name_are_named(tmp_path):
+    taken = {
+        name: {"taken_at": f"2024-05-0{day}T12:00:00"}
+        for day, name in enumerate(("a/1.jpg", "a/1.png", "b/2.jpg"), 1)
+    }
+    library = make_library(tmp_path, taken, own=taken).run()
+    line = r"- Same name as another picture: 2 (a/1.jpg, a/1.png)"
+    assert line in (library.results / "summary.md").read_text()
+    assert line in (library.results / "folders/a/summary.md").read_text()
+    assert "Same name" not in (library.results / "folders/b/summary.md").read_text()
+
+
 def test_photos_that_no_model_was_shown_are_counted_apart(tmp_path):
     taken = {"taken_at": "2024-05-01T12:00:00"}
     own = {

@@ -342,7 +342,7 @@ def test_a_sidecar_that_broke_since_the_plan_is_ignored(
     stats, rows = library.run(listing)
     assert stats.problems == 0
     assert [row["own_title"] for row in rows] == [None, None, "Tom"]
-    assert "0.jpg: a sidecar that cannot be read is ignored" in caplog.text
+    assert "0.jpg: sidecar 0.jpg.xmp cannot be read; ignored" in caplog.text
     shutil.rmtree(library.photos)
     stats, rows = library.run(listing)
     assert [row["problem_kind"] for row in rows] == ["missing"] * 3

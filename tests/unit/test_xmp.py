@@ -304,6 +304,21 @@ def test_lists_that_are_ours_as_the_sources_spell_them_are_named():
         assert xmp.parse(write(changed, values, Marks(written=spelt))).marks.written == spelt
 
 
+def test_one_process_per_chunk(monkeypatch):
+    run_batch, sizes = xmp.run_batch, []
+
+    def counted(commands, folder):
+        commands = list(commands)
+        sizes.append(len(commands))
+        return run_batch(commands, folder)
+
+    monkeypatch.setattr(xmp, "run_batch", counted)
+    monkeypatch.setattr(xmp, "CHUNK", 6)
+    items = [Item(f"{n}.jpg", None, {"XMP-dc:Subject": [f"cat {n}"]}, Marks()) for n in range(15)]
+    assert len(list(xmp.write_all(items))) == 15
+    assert sizes == [6, 6, 3]
+
+
 def test_all_in_order_whatever_the_number_of_processes():
     items = [Item(f"{n}.jpg", None, {"XMP-dc:Subject": [f"cat {n}"]}, Marks()) for n in range(70)]
     one, several = (list(xmp.write_all(items, processes)) for processes in (1, 2))

@@ -32,6 +32,7 @@ app = typer.Typer(
     help="Folders of photos in; thumbnails, labels, records, tables and sidecars out. "
     "Options after -- go to Snakemake.",
 )
+SNAKEMAKE_COMMANDS = frozenset({"run", "status", *run.STAGES})
 
 
 def _version(asked: bool) -> None:
@@ -71,7 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the console script; always ends in SystemExit: 0 done, 1 failed, 2 usage."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     extras: list[str] = []
-    if "--" in given:
+    # For the others, what follows -- are names with a leading dash, as everywhere.
+    if "--" in given and SNAKEMAKE_COMMANDS.intersection(given[:1]):
         cut = given.index("--")
         given, extras = given[:cut], given[cut + 1 :]
     try:

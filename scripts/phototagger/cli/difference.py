@@ -24,7 +24,8 @@ TEXT_LIMIT = 400  # characters of a value on a line
 _PATH_LIMIT = 4096
 _UNLISTED = {"unapproved"}  # refusals that were asked for: counted only
 
-_LABELS = {f.tag: f"{f.tag.removeprefix('XMP-').partition(':')[0]}:{f.element}" for f in FIELDS}
+# ExifTool's names of namespaces that are written with another prefix everywhere else.
+_PREFIXES = {"iptcCore": "Iptc4xmpCore", "microsoft": "MicrosoftPhoto"}
 # Controls, line separators, marks and changes of direction, surrogates, invisible operators.
 _HIDDEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
@@ -34,6 +35,15 @@ _RIGHT_TO_LEFT = re.compile(
     "[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufeff\U00010800-\U00010fff\U0001e800-\U0001efff]"
 )
 _COLOURS = {"+": "32", "-": "31", "~": "33", "!": "33;1", "folder": "1", "soft": "2"}
+
+
+def _label(tag: str, element: str) -> str:
+    """As `Iptc4xmpCore:AltTextAccessibility`."""
+    prefix = tag.removeprefix("XMP-").partition(":")[0]
+    return f"{_PREFIXES.get(prefix, prefix)}:{element}"
+
+
+_LABELS = {f.tag: _label(f.tag, f.element) for f in FIELDS}
 
 
 # ---------------------------------------------------------------------------------- safe to show
@@ -134,6 +144,9 @@ class Tally:
             return
         self.refused[item.kind] += 1
         self.failures += item.failure
+
+    def __bool__(self) -> bool:
+        return bool(self.actions or self.refused)
 
     @property
     def writes(self) -> int:
@@ -287,9 +300,15 @@ def _edit_lines(edit: Edit, paint: Painter) -> Iterator[str]:
 
 
 def _join(values: tuple[str, ...]) -> str:
-    shown = ", ".join(one_line(value, 120) for value in values[:LIST_LIMIT])
+    shown = ", ".join(_listed(value) for value in values[:LIST_LIMIT])
     more = len(values) - LIST_LIMIT
     return f"{shown} and {more:,} more" if more > 0 else shown
+
+
+def _listed(value: str) -> str:
+    """A value of a list, in quotes where it would look like two."""
+    shown = one_line(value, 120)
+    return f'"{shown}"' if ", " in value else shown
 
 
 # ----------------------------------------------------------------------------------------- JSON

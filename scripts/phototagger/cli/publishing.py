@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from phototagger.publish import Library, Options, Refused
 
 PAGE = Path("results/diff.html")
+PAGE_ENDINGS = (".html", ".htm")
 
 Places = Annotated[
     list[Path] | None,
@@ -71,9 +72,7 @@ class WithPage(TyperCommand):
             if word == "--":
                 break
             following = args[place + 1 : place + 2]
-            if word == "--html" and not (
-                following and following[0].lower().endswith((".html", ".htm"))
-            ):
+            if word == "--html" and not (following and following[0].lower().endswith(PAGE_ENDINGS)):
                 args = [*args[:place], "--html=", *args[place + 1 :]]
                 break
         return super().parse_args(ctx, args)
@@ -102,7 +101,7 @@ def diff(
     """Show what `apply` would write. Writes nothing but the page."""
     if html is not None and (as_json or summary):
         raise UserError("diff --html: goes neither with --json nor with --summary; give one")
-    page = Path(html).absolute() if html else PAGE
+    page = _page(html)
     places = absolute(paths)
     library, config = _library(workdir, naming)
     from phototagger.publish import compare
@@ -111,7 +110,7 @@ def diff(
     items = compare(library, options)
     speak_plainly()
     if html is None:
-        _print_difference(items, as_json, summary)
+        _print_difference(items, as_json, summary, places)
         return
     from phototagger.cli.difference import Tally
     from phototagger.cli.difference_page import write_page
@@ -131,11 +130,29 @@ def diff(
             )
     except OSError as error:
         raise FailedError(f"{names.encode(page)}: cannot be written ({error.strerror})") from error
-    print(tally.sentence())
+    _tell_count(tally, places)
     print(f"page: {names.encode(page.absolute())}")
 
 
-def _print_difference(items: Iterator["Item"], as_json: bool, summary: bool) -> None:
+def _page(named: str | None) -> Path:
+    """Where the page goes. Raises UserError for a name of anything else than a page: no photo is
+    overwritten because of a slip of the hand."""
+    if not named:
+        return PAGE
+    if not named.lower().endswith(PAGE_ENDINGS):
+        raise UserError(f"diff --html={named}: is no name of a page; one ends in .html")
+    return Path(named).absolute()
+
+
+def _tell_count(tally: "Tally", places: Sequence[Path], said: str = "") -> None:
+    print(f"{said}{tally.sentence()}")
+    if places and not tally:
+        print("nothing is proposed for these paths; photos that are new here need a run first")
+
+
+def _print_difference(
+    items: Iterator["Item"], as_json: bool, summary: bool, places: Sequence[Path]
+) -> None:
     from phototagger.cli import difference
 
     tally = difference.Tally()
@@ -153,7 +170,7 @@ def _print_difference(items: Iterator["Item"], as_json: bool, summary: bool) -> 
             print(line)
         if line is not None:
             print()
-        print(tally.sentence())
+        _tell_count(tally, places)
 
 
 # ----------------------------------------------------------------------------------------- apply
@@ -188,16 +205,31 @@ def apply(
     speak_plainly()
     if dry_run:
         tally, refused = _survey(library, options)
-        print(f"would write {tally.sentence()}")
+        _tell_count(tally, places, "would write ")
         tell_refused(refused, None)
         if tally.failures:
             raise FailedError(f"{tally.failures:,} could not be written, see above")
         return
+    if copies:
+        _need_backup(copies, library)
     total = None if places else sum(read_shards().values())
     if not yes:
         need_terminal("apply", "photo-tagger diff shows what it would write")
         total = _ask_to_apply(library, options)
     _apply(library, options, total, workdir)
+
+
+def _need_backup(folder: Path, library: "Library") -> None:
+    """Make the folder for copies, so that a slip in its name is told before anything is written."""
+    if library.machine.roots.rel_path(folder) is not None:
+        return  # refused by apply itself; no folder is made among the photos
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        cause = "is no folder" if folder.exists() else f"cannot be made ({error.strerror})"
+        raise UserError(f"--backup {names.encode(folder)}: {cause}; name another folder") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"--backup {names.encode(folder)}: is not writable; name another folder")
 
 
 def _ask_to_apply(library: "Library", options: "Options") -> int | None:
@@ -207,7 +239,7 @@ def _ask_to_apply(library: "Library", options: "Options") -> int | None:
 
     tally, refused = _survey(library, options)
     roots = ", ".join(root.path for root in library.machine.roots.roots)
-    print(f"would write {tally.sentence()}")
+    _tell_count(tally, options.paths, "would write ")
     if not tally.writes and not unfinished(library.results):
         tell_refused(refused, None)
         raise typer.Exit(1 if tally.failures else 0)
@@ -215,8 +247,8 @@ def _ask_to_apply(library: "Library", options: "Options") -> int | None:
     confirm("Write this?")
     if options.merge.replace_human:
         print(
-            "--replace-human: keywords, titles and descriptions that people gave these photos "
-            "are removed\nwhere photo-tagger has something to say."
+            "--replace-human: keywords, titles and descriptions that people gave these\n"
+            "photos are removed where photo-tagger has something to say."
         )
         confirm("Really replace what people wrote?")
     return tally.actions.total() + tally.refused.total()
@@ -244,7 +276,7 @@ def _apply(library: "Library", options: "Options", total: int | None, workdir: P
             raise FailedError(
                 "stopped; every file is as it was or whole, and the next apply or undo goes on"
             ) from None
-    print(f"written {tally.sentence()}")
+    _tell_count(tally, options.paths, "written ")
     home = library.results / FOLDER / outcome.changeset if outcome.changeset else None
     tell_refused(refused, (home or library.results / "logs") / "refused.txt")
     if outcome.changeset:

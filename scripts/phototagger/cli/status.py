@@ -28,7 +28,7 @@ from phototagger.metrics import STAGES
 
 FROZEN = Path("results/plan/config.json")
 
-PHOTOS_CHANGED = "photos were added, changed or removed"
+PHOTOS_CHANGED = "photos or sidecars were added, changed or removed"
 _REASONS = (
     ("Missing output files", "not done yet"),
     ("Incomplete output files", "was interrupted"),

@@ -29,8 +29,13 @@ def need_terminal(command: str, hint: str) -> None:
 
 
 def confirm(question: str) -> None:
-    """Raises FailedError unless the answer is yes."""
-    if not typer.confirm(question, default=False):
+    """Raises FailedError unless the answer is yes; Ctrl-C and the end of the input are no."""
+    try:
+        agreed = typer.confirm(question, default=False)
+    except typer.Abort:
+        print()
+        agreed = False
+    if not agreed:
         raise FailedError("nothing was written")
 
 
