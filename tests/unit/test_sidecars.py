@@ -137,7 +137,7 @@ def test_known_values_start_no_exiftool(shard, tmp_path, monkeypatch):
     stats = shard.run(record("a.jpg", "cat"), record("moved.jpg", "dog"))
     assert (stats.computed, stats.cached) == (0, 2)
     assert {"a.jpg.xmp", "moved.jpg.xmp"} <= set(shard.files())
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(UserError, match="temporary"):
         shard.run(record("a.jpg", "new"))
 
 
