@@ -43,7 +43,7 @@ CHUNK = 256  # photos per round of the journal
 _PROCESSES = min(2, os.cpu_count() or 1)  # ExifTool side by side; the disk is the next limit
 _AT_ONCE = 8  # files that the disk is asked for together, which it makes one of
 _FOLDERS = 64  # folders locked at once, each an open file
-LARGEST = 1 << 20  # bytes of a sidecar; PhotoPrism reads no larger one
+LARGEST_WRITTEN = 1 << 20  # bytes of a sidecar; PhotoPrism reads no larger one
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,7 @@ class _Run:
                 message = result.message.removeprefix(f"{step.job.planned.rel_path}: ")
                 message += "; nothing was changed"
                 self._refuse(step.job, "would_lose", message)
-            elif len(result) > LARGEST >= size:
+            elif len(result) > LARGEST_WRITTEN >= size:
                 message = (
                     f"would be {len(result):,} bytes, which programs do not read; fewer fields"
                 )

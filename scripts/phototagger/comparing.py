@@ -16,7 +16,7 @@ from pathlib import Path
 from phototagger import beside, names, originals, proposal, xmp
 from phototagger import merge as merging
 from phototagger.aliases import Aliases
-from phototagger.decisions import Decisions, read_decisions
+from phototagger.decisions import read_decisions
 from phototagger.errors import UserError
 from phototagger.files import sha256_file
 from phototagger.library import AGAIN, Library
@@ -96,7 +96,8 @@ class Planner:
     def __init__(self, library: Library, options: Options):
         self.library = library
         self.options = options
-        self._decisions: Decisions = read_decisions(library.results)
+        self._aliases = Aliases(library.machine.cache)
+        self._decisions = read_decisions(library.results, self._aliases.first)
         self._hashes = StatCache(library.machine.cache / "stat")
         self._folders: dict[Path, beside.Folder] = {}
         self._writer: dict[Path, str] = {}  # file -> the one photo that it is written for
@@ -104,7 +105,6 @@ class Planner:
         # What an apply that was cut off was about to create: with naming `both`, half of that is no
         # reason to leave it at one.
         self.announced: Mapping[str, tuple[Path, ...]] = {}
-        self._aliases = Aliases(library.machine.cache)
 
     def __enter__(self) -> "Planner":
         self._stack.enter_context(self._hashes)
@@ -158,52 +158,55 @@ class Planner:
 
     def decide(self, row: Proposed) -> Iterator[Job | Refused]:
         """One job per file of a photo, or the reason why there is none."""
-
-        def refused(kind: str, message: str, *, path: Path | None = None, failure: bool = True):
-            return Refused(row.rel_path, path, kind, message, failure)
-
-        first = self._aliases.first(row.photo_sha256)
-        reviewed = row.photo_sha256 if row.photo_sha256 in self._decisions.by_photo else first
-        if row.sidecar_sha256 and self._decisions.rejected(reviewed):
-            yield refused("rejected", "rejected in the review", failure=False)
-            return
-        if self.options.only_approved and not self._decisions.approved(first, row.sidecar_sha256):
-            if row.sidecar_sha256:
-                yield refused("unapproved", "this proposal is not approved", failure=False)
-            return
-        if row.failed:  # what is there may still be right
-            message = "its proposal could not be written; results/logs/sidecars says why"
-            yield refused("no_proposal", message, failure=False)
+        if self.options.only_approved and not row.sidecar_sha256:
+            return  # nothing that could be approved
+        if found := self._left_alone(row):
+            yield found
             return
         photo = self.locate(row.rel_path)
         try:
             current = self._sha256(photo)
-            if self._aliases.first(current) != first:
+            if self._aliases.first(current) != self._aliases.first(row.photo_sha256):
                 message = f"the photo has changed since the run; `{AGAIN}` again"
-                yield refused("photo_changed", message, path=photo)
-                return
+                raise _Stop("photo_changed", message, photo)
             ours, embedded = self._proposal(row)
+            targets = self._targets(row, photo)
             if self._embeds(photo):
                 yield self._embedding(row, photo, ours, current)
-                return
-            targets = self._targets(row, photo)
         except _Stop as stop:
-            yield refused(stop.kind, stop.message, path=stop.path)
+            yield Refused(row.rel_path, stop.path, stop.kind, stop.message)
             return
         except FileNotFoundError:
             message = f"the photo is gone; `{AGAIN}` again"
-            yield refused("photo_missing", message, path=photo)
+            yield Refused(row.rel_path, photo, "photo_missing", message)
             return
         except OSError as error:
             message = f"cannot be read ({error.strerror}); make it readable"
-            yield refused("unreadable", message, path=photo)
+            yield Refused(row.rel_path, photo, "unreadable", message)
             return
-        if targets.kind:
-            failure = targets.kind != "no_sidecar"
-            if row.sidecar_sha256:
-                yield refused(targets.kind, targets.message or targets.kind, failure=failure)
-            return
-        yield from self._sidecars(row, photo, targets.paths, ours, embedded)
+        if self._embeds(photo):
+            yield from self._withdrawn(row, photo, targets.paths)
+        elif not targets.kind:
+            yield from self._sidecars(row, photo, targets.paths, ours, embedded)
+        elif row.sidecar_sha256:
+            message, failure = targets.message or targets.kind, targets.kind != "no_sidecar"
+            yield Refused(row.rel_path, None, targets.kind, message, failure)
+
+    def _left_alone(self, row: Proposed) -> Refused | None:
+        """Why a photo's files are not even looked at."""
+
+        def refused(kind: str, message: str) -> Refused:
+            return Refused(row.rel_path, None, kind, message, failure=False)
+
+        picture = self._aliases.first(row.photo_sha256)
+        if row.sidecar_sha256 and self._decisions.rejected(picture):
+            return refused("rejected", "rejected in the review")
+        if self.options.only_approved and not self._decisions.approved(picture, row.sidecar_sha256):
+            return refused("unapproved", "this proposal is not approved")
+        if row.failed:  # what is there may still be right
+            message = "its proposal could not be written; results/logs/sidecars says why"
+            return refused("no_proposal", message)
+        return None
 
     def _sidecars(
         self,
@@ -242,6 +245,24 @@ class Planner:
             changes = () if action == "keep" else merging.changes(packet, merged)
             planned = Planned(row.rel_path, path, action, packet, merged, False, changes)
             yield Job(planned, photo, target, seen)
+
+    def _withdrawn(
+        self, row: Proposed, photo: Path, paths: tuple[Path, ...]
+    ) -> Iterator[Job | Refused]:
+        """Sidecars from before the photo itself was written into: programs would prefer them."""
+        for path in paths:
+            try:
+                target, seen, packet = self._read(row, path)
+            except _Stop as stop:
+                yield Refused(row.rel_path, stop.path, stop.kind, stop.message, failure=False)
+                continue
+            if packet is None or packet.marks.empty:
+                continue
+            merged = merging.merge(Packet(), packet, {}, self.options.merge)
+            if (action := _action(packet, merged)) != "keep":
+                changes = merging.changes(packet, merged)
+                planned = Planned(row.rel_path, path, action, packet, merged, False, changes)
+                yield Job(planned, photo, target, seen)
 
     def _embedding(self, row: Proposed, photo: Path, ours: Packet, sha256: str) -> Job:
         target = _resolved(photo)

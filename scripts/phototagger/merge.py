@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, replace
 from phototagger.fields import FIELDS, KEYWORD_LISTS, Values
 from phototagger.marks import DECLINED, WITHDRAWN, KeywordMark, Marks, ModelMark, text_digest
 from phototagger.mirrors import paths_in
-from phototagger.union import SUBJECT, Path, extended, spell, unite
+from phototagger.union import SUBJECT, Levels, extended, spell, unite
 from phototagger.xmp import Packet
 
 DESCRIPTION = ("XMP-dc:Description", "XMP-tiff:ImageDescription")
@@ -153,7 +153,7 @@ def _standing_models(
 
 
 def _standing_keywords(
-    marks: Sequence[KeywordMark], kept: Collection[Path]
+    marks: Sequence[KeywordMark], kept: Collection[Levels]
 ) -> tuple[KeywordMark, ...]:
     return tuple(mark for mark in marks if tuple(mark.path.split("|")) in kept)
 
@@ -183,8 +183,8 @@ def _remembering(mirrors: Values, values: Values, marks: Marks) -> Marks:
 class _Keywords:
     lists: Values  # everything
     written: Values  # photo-tagger's values among them: no person has them there
-    kept: Collection[Path]  # of the keywords proposed
-    declined: Collection[Path]
+    kept: Collection[Levels]  # of the keywords proposed
+    declined: Collection[Levels]
 
 
 def _merge_keywords(ours: Packet, found: Packet, embedded: Values, options: Options) -> _Keywords:
@@ -214,7 +214,7 @@ def _merge_keywords(ours: Packet, found: Packet, embedded: Values, options: Opti
     return _Keywords(lists, written, kept, declined)
 
 
-def _proposed(wanted: Values) -> dict[Path, None]:
+def _proposed(wanted: Values) -> dict[Levels, None]:
     """The keywords in photo-tagger's lists; a flat one if it is no level of another."""
     paths = {
         tuple(value.split(separator)): None
@@ -226,7 +226,7 @@ def _proposed(wanted: Values) -> dict[Path, None]:
     return paths | {(word,): None for word in wanted.get(SUBJECT, []) if word not in levels}
 
 
-def _of_paths(values: Iterable[str], tag: str, kept: Collection[Path]) -> list[str]:
+def _of_paths(values: Iterable[str], tag: str, kept: Collection[Levels]) -> list[str]:
     """Which of photo-tagger's values in a list the kept keywords need: themselves, their levels."""
     if separator := KEYWORD_LISTS[tag]:
         return [value for value in values if tuple(value.split(separator)) in kept]
@@ -234,7 +234,7 @@ def _of_paths(values: Iterable[str], tag: str, kept: Collection[Path]) -> list[s
     return [value for value in values if value in levels]
 
 
-def _declined(proposed: Iterable[Path], found: Packet) -> dict[Path, None]:
+def _declined(proposed: Iterable[Levels], found: Packet) -> dict[Levels, None]:
     """The keywords that a person removed, now or before.
 
     One is removed if it is missing in a list where it was written and others still are. A whole

@@ -7,7 +7,7 @@ sure, so they are left where they are: not spread like a person's, not removed l
 
 from phototagger.fields import KEYWORD_LISTS, Values
 from phototagger.marks import WITHDRAWN, Marks
-from phototagger.union import Path, spell
+from phototagger.union import Levels, spell
 
 # Lists that hardly anybody writes but programs that copy (digiKam, Windows, Media Pro)
 MIRRORING = ("XMP-microsoft:LastKeywordXMP", "XMP-mediapro:CatalogSets")
@@ -31,18 +31,18 @@ def mirrored(values: Values, marks: Marks) -> Values:
     return found
 
 
-def paths_in(values: Values) -> set[Path]:
+def paths_in(values: Values) -> set[Levels]:
     """What stands in the lists in which there may be mirrors."""
     return {
         tuple(value.split(KEYWORD_LISTS[tag])) for tag in MIRRORING for value in values.get(tag, ())
     }
 
 
-def _withdrawn(marks: Marks) -> set[Path]:
+def _withdrawn(marks: Marks) -> set[Levels]:
     return {tuple(mark.path.split("|")) for mark in marks.keywords if mark.source == WITHDRAWN}
 
 
-def _written(marks: Marks) -> set[Path]:
+def _written(marks: Marks) -> set[Levels]:
     return {
         tuple(value.split(separator)) if separator else (value,)
         for tag, separator in KEYWORD_LISTS.items()

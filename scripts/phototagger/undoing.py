@@ -38,13 +38,16 @@ class Restored:
     action: str  # restored (previous bytes), removed (there was none)
 
 
-Report = Callable[[Restored | Refused], None]
+UndoReport = Callable[[Restored | Refused], None]
 
 
 def pending(
     results: Path, name: str | None = None, paths: Sequence[Path] = ()
 ) -> tuple[str, list[Entry]]:
-    """The changeset and the entries that `undo` would take back. Raises UserError as it does."""
+    """The changeset and the entries that `undo` would take back, once it is known what took place
+    of those that were cut off. Raises UserError and JournalError as `undo` does."""
+    with exclusive(results):
+        _settle(results)
     changeset = _find(results, name)
     return changeset.id, _wanted(changeset, paths)
 
@@ -53,7 +56,7 @@ def undo(
     results: Path,
     name: str | None = None,
     paths: Sequence[Path] = (),
-    report: Report = lambda _: None,
+    report: UndoReport = lambda _: None,
 ) -> Outcome:
     """Take back a changeset (the last one if none is named), or what of it concerns `paths`
     (photos, sidecars or folders). What was cut off goes on.
@@ -62,17 +65,17 @@ def undo(
     here; JournalError if the journal cannot be written.
     """
     with exclusive(results):
-        for changeset in unfinished(results):
-            recover(changeset)
-            if not changeset.of("intent"):
-                changeset.close()
+        _settle(results)
         changeset = _find(results, name)
         if changeset.of("intent"):  # of photos that were away then
             recover(changeset)
         entries = _wanted(changeset, paths)
         if not entries:
             what = "none of it concerns these paths" if paths else "nothing of it is left to undo"
-            raise UserError(f"{results / FOLDER / changeset.id}: {what}")
+            raise UserError(
+                f"{results / FOLDER / changeset.id}: {what}; photo-tagger undo --list shows what "
+                "else there is"
+            )
         by_target: dict[Path, list[Entry]] = {}
         for entry in entries:
             by_target.setdefault(entry.target, []).append(entry)
@@ -88,6 +91,14 @@ def undo(
         if not changeset.of("intent"):
             changeset.close()
         return Outcome(changeset.id, work.counts)
+
+
+def _settle(results: Path) -> None:
+    """Find out what took place of changesets that were cut off, and clear up after them."""
+    for changeset in unfinished(results):
+        recover(changeset)
+        if not changeset.of("intent"):
+            changeset.close()
 
 
 def _find(results: Path, name: str | None) -> Changeset:
@@ -134,7 +145,7 @@ class _Step:
 
 
 class _Undo:
-    def __init__(self, changeset: Changeset, report: Report):
+    def __init__(self, changeset: Changeset, report: UndoReport):
         self.counts: Counter[str] = Counter()
         self._changeset = changeset
         self._report = report
@@ -240,7 +251,7 @@ class _Undo:
             self._report(Restored(step.last.rel_path, step.target, action))
 
     def _edited(self, entry: Entry) -> None:
-        message = "edited since, and left as it is"
+        message = "edited since"
         if entry.before is not None:
             kept = entry.before.backup or names.encode(
                 self._changeset.folder / "before" / entry.before.sha256

@@ -11,7 +11,7 @@ from phototagger.fields import KEYWORD_LISTS, Values
 
 SUBJECT = "XMP-dc:Subject"
 
-Path = tuple[str, ...]  # a keyword with its levels, from the top
+Levels = tuple[str, ...]  # a keyword with its levels, from the top
 
 
 def unite(theirs: Values, embedded: Values, lists: Collection[str]) -> Values:
@@ -38,7 +38,7 @@ def unite(theirs: Values, embedded: Values, lists: Collection[str]) -> Values:
         human |= united
 
 
-def _human_keywords(human: Values) -> tuple[list[Path], list[str]]:
+def _human_keywords(human: Values) -> tuple[list[Levels], list[str]]:
     """The different keywords in a person's lists: paths of several levels, and flat ones.
 
     What stands in dc:subject is flat also if a separator is in it. And a path in one list is not a
@@ -50,7 +50,7 @@ def _human_keywords(human: Values) -> tuple[list[Path], list[str]]:
         for tag, separator in KEYWORD_LISTS.items()
         if separator
     }
-    keywords: dict[Path, None] = {}
+    keywords: dict[Levels, None] = {}
     for tag, own in paths.items():
         separator = KEYWORD_LISTS[tag]
         copies = {
@@ -64,7 +64,7 @@ def _human_keywords(human: Values) -> tuple[list[Path], list[str]]:
     return deep, list(flat | {path[0]: None for path in keywords if len(path) == 1})
 
 
-def spell(path: Path, tag: str) -> str:
+def spell(path: Levels, tag: str) -> str:
     """A keyword as it stands in a list: the whole path, or its last level."""
     if separator := KEYWORD_LISTS[tag]:
         return separator.join(path) if any(path) else ""

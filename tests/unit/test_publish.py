@@ -15,9 +15,10 @@ from publishing.library import Work, human_xmp, make_photos, snapshot
 
 from phototagger import applying, changeset, merge, originals, replacing, xmp
 from phototagger.errors import UserError
+from phototagger.files import sha256_file
 from phototagger.manifest import read_manifest, write_manifest
 from phototagger.names import encode
-from phototagger.publish import Planned, Refused, Restored
+from phototagger.publish import Planned, Refused, Restored, pending
 
 ODD = ["new\nline.jpg", os.fsdecode(b"not utf8 \xff.jpg"), "-leading.jpg", "日本 #@.jpg"]
 
@@ -398,7 +399,7 @@ def test_naming_both_makes_two_alike(tmp_path):
 def test_too_large(tmp_path, monkeypatch):
     photos = make_photos(tmp_path / "photos", "a.jpg", "b.jpg")
     (photos / "b.jpg.xmp").write_bytes(human_xmp("mine") + b" " * 5000)
-    monkeypatch.setattr(applying, "LARGEST", 1000)
+    monkeypatch.setattr(applying, "LARGEST_WRITTEN", 1000)
     work = Work(tmp_path / "work", photos).propose({"a.jpg": ["sea"], "b.jpg": ["sea"]})
     _, told = work.apply()
     assert refusals(told) == {"a.jpg": "too_large"}  # the other was larger before
@@ -449,6 +450,44 @@ def test_embedding_with_copies_and_back(pictures, tmp_path):
     assert snapshot(pictures.photos) == before
 
 
+def test_embedding_withdraws_what_stood_in_sidecars(pictures, tmp_path):
+    before = snapshot(pictures.photos)
+    (pictures.photos / "b.jpg.xmp").write_bytes(human_xmp("mine"))
+    between = snapshot(pictures.photos)
+    pictures.apply()
+    assert subject(pictures.photos / "b.jpg.xmp") == ["mine", "sky"]
+    outcome, _ = pictures.apply(mode="embed", backup=tmp_path / "copies")
+    assert outcome.counts == {"update": 3, "remove": 1, "keep": 1}
+    assert not (pictures.photos / "a.jpg.xmp").exists()
+    assert subject(pictures.photos / "b.jpg.xmp") == ["mine"]
+    assert subject(pictures.photos / "raw.cr3.xmp") == ["sea"]
+    assert pictures.apply(mode="embed", backup=tmp_path / "copies")[0].changeset is None
+    pictures.undo()
+    pictures.undo()
+    assert snapshot(pictures.photos) == between
+    assert before.items() <= between.items()
+
+
+def test_a_decision_is_about_the_picture_however_often_it_is_written_into(pictures, tmp_path):
+    rows = {row.rel_path: row for row in pictures.library.rows()}
+    path = pictures.results / "review/decisions.jsonl"
+    path.parent.mkdir()
+
+    def decide(photo, decision):
+        line = {"sha256": photo, "decision": decision, "proposal": rows["a.jpg"].sidecar_sha256}
+        path.write_text(json.dumps(line) + "\n")
+
+    before = rows["a.jpg"].photo_sha256
+    pictures.apply(mode="embed", backup=tmp_path / "copies")
+    after = sha256_file(pictures.photos / "a.jpg")
+    assert after != before
+    for photo in (before, after):
+        decide(photo, "rejected")
+        assert refusals(pictures.compare())["a.jpg"] == "rejected"
+        decide(photo, "approved")
+        assert "a.jpg" not in refusals(pictures.compare(only_approved=True))
+
+
 def test_embedding_that_is_cut_off_leaves_nothing(pictures, tmp_path, monkeypatch):
     before = snapshot(pictures.photos)
 
@@ -463,6 +502,25 @@ def test_embedding_that_is_cut_off_leaves_nothing(pictures, tmp_path, monkeypatc
     outcome, _ = pictures.apply(mode="embed", backup=tmp_path / "copies")
     assert outcome.counts == {"update": 2, "create": 1}
     pictures.undo()
+    assert snapshot(pictures.photos) == before
+
+
+def test_asking_what_could_be_undone_clears_up_after_an_apply_that_was_killed(
+    pictures, tmp_path, monkeypatch
+):
+    before = snapshot(pictures.photos)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(replacing, "place", killed)
+        patched.setattr(applying, "recover", lambda _: {})  # as after kill -9
+        with pytest.raises(KeyboardInterrupt):
+            pictures.apply(mode="embed", backup=tmp_path / "copies")
+    assert len(snapshot(pictures.photos)) == len(before) + 3  # temporary files
+    with pytest.raises(UserError, match="nothing was applied"):
+        pending(pictures.results)
     assert snapshot(pictures.photos) == before
 
 

@@ -52,9 +52,13 @@ def undo(
         _list_runs(results, run)
         return
     check_below_roots(places)
+    from phototagger.changeset import JournalError
     from phototagger.publish import pending
 
-    run, entries = pending(results, run, places)
+    try:
+        run, entries = pending(results, run, places)
+    except JournalError as error:
+        raise FailedError(str(error)) from error
     if not yes:
         need_terminal("undo", "photo-tagger undo --list shows what there is")
         print(f"{run}, written {_when(run)}: {_counted(entries)}")
