@@ -8,7 +8,7 @@ anything.
 import errno
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +23,7 @@ from phototagger.library import AGAIN, Library
 from phototagger.manifest import Proposed, sidecar_path
 from phototagger.replacing import ChangedError, Seen, see, seen_as
 from phototagger.statcache import StatCache
-from phototagger.xmp import Packet
+from phototagger.xmp import KEYWORD_LISTS, Packet, Values
 
 _FOLDERS_KEPT = 64  # listings in memory; a folder's photos may be interrupted by its subfolders'
 
@@ -214,7 +214,7 @@ class Planner:
         photo: Path,
         paths: tuple[Path, ...],
         ours: Packet,
-        embedded: xmp.Values,
+        embedded: Values,
     ) -> Iterator[Job | Refused]:
         try:
             read = {path: self._read(row, path) for path in paths}
@@ -235,10 +235,9 @@ class Planner:
             )
             yield Refused(row.rel_path, next(iter(read)), "conflict", message)
             return
+        theirs = _with_keywords(embedded, packets if len(packets) > 1 else ())
         for path, (target, seen, packet) in read.items():
-            merged = merging.merge(
-                ours, packet, embedded, self.options.merge, carry=embedded.keys()
-            )
+            merged = merging.merge(ours, packet, theirs, self.options.merge, carry=embedded.keys())
             action = _action(packet, merged)
             if action == "keep" and seen is None:
                 continue
@@ -294,7 +293,7 @@ class Planner:
                 self._hashes.save_if_due()
         return known
 
-    def _proposal(self, row: Proposed) -> tuple[Packet, xmp.Values]:
+    def _proposal(self, row: Proposed) -> tuple[Packet, Values]:
         """What is ours, and what is embedded in the photo."""
         if row.sidecar_sha256 is None:
             return Packet(), {}
@@ -394,8 +393,19 @@ def _resolved(path: Path) -> Path:
 
 
 def _said(packet: Packet) -> tuple[object, ...]:
-    """What two sidecars of a photo must agree in."""
-    return packet.values, packet.marks.without_run(), packet.languages, packet.rest
+    """What two sidecars of a photo must agree in: what is merged, in whatever order; develop
+    settings and the like are each program's own."""
+    values = {t: set(v) if t in KEYWORD_LISTS else v for t, v in packet.values.items()}
+    return values, packet.marks.without_run(), packet.languages
+
+
+def _with_keywords(embedded: Values, packets: Sequence[Packet]) -> Values:
+    """What is embedded, and a person's keywords in all sidecars of the photo."""
+    joined = dict(embedded)
+    for packet in packets:
+        for tag in KEYWORD_LISTS.keys() & packet.theirs.keys():
+            joined[tag] = [*joined.get(tag, ()), *packet.theirs[tag]]
+    return joined
 
 
 def _action(before: Packet | None, after: merging.Merged) -> str:

@@ -384,8 +384,9 @@ def test_two_that_differ_are_a_conflict(tmp_path):
     assert subject(photos / "b.xmp") == subject(photos / "b.cr3.xmp") == ["same", "sea"]
     outcome, _ = work.apply(both=True)
     assert outcome.counts == {"update": 2, "keep": 2}
-    assert subject(photos / "a.xmp") == ["two", "sea"]
-    assert subject(photos / "a.cr3.xmp") == ["one", "sea"]
+    assert subject(photos / "a.xmp") == ["two", "one", "sea"]
+    assert subject(photos / "a.cr3.xmp") == ["one", "two", "sea"]
+    assert work.apply()[0].counts == {"keep": 4}  # now they agree
 
 
 def test_naming_both_makes_two_alike(tmp_path):

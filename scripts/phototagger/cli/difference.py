@@ -22,7 +22,7 @@ Item = Planned | Refused
 LIST_LIMIT = 20  # values of a list on a line
 TEXT_LIMIT = 400  # characters of a value on a line
 _PATH_LIMIT = 4096
-_UNLISTED = {"unapproved"}  # refusals that were asked for: counted only
+_UNLISTED = {"unapproved", "no_sidecar"}  # refusals that were asked for: counted only
 
 # ExifTool's names of namespaces that are written with another prefix everywhere else.
 _PREFIXES = {"iptcCore": "Iptc4xmpCore", "microsoft": "MicrosoftPhoto"}
