@@ -128,9 +128,9 @@ def test_an_edited_module_reruns_exactly_its_users(library, tmp_path):
     library.snakemake()
     before = library.promised()
     library.clear_counts()
-    edit(clone / "scripts/phototagger/xmp.py", "\n# only a comment\n")
+    edit(clone / "scripts/phototagger/proposal.py", "\n# only a comment\n")
     assert library.nothing_to_be_done()
-    edit(clone / "scripts/phototagger/xmp.py", "\nNEW_CONSTANT = 1\n")
+    edit(clone / "scripts/phototagger/proposal.py", "\nNEW_CONSTANT = 1\n")
     library.snakemake()
     assert library.rules_run() == {"sidecars", "check"}
     assert library.promised() == before
