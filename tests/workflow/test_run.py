@@ -58,7 +58,7 @@ def test_snakemakes_own_report_builds(library, tmp_path):
 
 
 def test_a_sidecar_can_be_switched_off(library):
-    library.settings["PHOTO_TAGGER__SIDECARS__ENABLED"] = "false"
+    library.settings["PHOTO_TAGGER__METADATA__ENABLED"] = "false"
     library.snakemake()
     assert not (library.results / "sidecars").exists()
     assert json.loads((library.results / "check.json").read_text())["ok"]
