@@ -14,10 +14,9 @@ demo: setup
 	$(BIN)/photo-tagger demo demo/photos
 	$(BIN)/photo-tagger run demo/photos
 
-# Workflow and server tests use both cores themselves, and measure time.
+# Two files of tests side by side: they wait as much as they compute.
 test: setup applications lint
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/unit tests/readers tests/publishing
-	$(BIN)/python -m pytest -q tests/workflow tests/servers
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 # vLLM's build for CPUs, in an environment of its own (.venv-vllm, 3 GB) beside the usual one.
 test-vllm: setup $(VENV)-vllm/ready
