@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from phototagger import CLONE
+from phototagger.manifest import write_manifest
 from phototagger.plan import read_index
 from phototagger.prune import SHARD_OUTPUTS
 
@@ -91,7 +92,9 @@ def finished_library(photos: Path, work: Path) -> tuple[list[str], dict[str, str
         outputs += [results / folder / f"{shard.name}{suffix}" for shard in shards]
     for path in outputs:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("rel_path\tsha256\n")
+        path.touch()
+    for shard in shards:
+        write_manifest(results / "sidecars-manifest" / f"{shard.name}.tsv", [])
     (results / "folders").mkdir()
     subprocess.run([*snakemake, "--touch", "--forceall"], env=env, capture_output=True, check=True)
     return snakemake, env
