@@ -7,6 +7,17 @@ of the keyword lists that are switched on.
 
 from dataclasses import dataclass
 
+# Tags, as ExifTool calls them, that are dealt with by name
+SUBJECT = "XMP-dc:Subject"
+TITLE = "XMP-dc:Title"
+DESCRIPTION = "XMP-dc:Description"
+IMAGE_DESCRIPTION = "XMP-tiff:ImageDescription"
+HEADLINE = "XMP-photoshop:Headline"
+WRITER = "XMP-photoshop:CaptionWriter"
+ALT_TEXT = "XMP-iptcCore:AltTextAccessibility"
+EXTENDED = "XMP-iptcCore:ExtDescrAccessibility"
+RATING = "XMP-xmp:Rating"
+
 Values = dict[str, list[str]]  # tag as ExifTool calls it -> values in order
 
 
@@ -37,30 +48,30 @@ _IPTC = "http://iptc.org/std/Iptc4xmpCore/1.0/xmlns/"
 _XMP = "http://ns.adobe.com/xap/1.0/"
 
 FIELDS = (
-    Field("XMP-dc:Subject", _DC, "subject", "Bag", "subject"),
+    Field(SUBJECT, _DC, "subject", "Bag", "subject"),
     Field("XMP-lr:HierarchicalSubject", _LR, "hierarchicalSubject", "Bag", "hierarchical_subject"),
     Field("XMP-digiKam:TagsList", _DIGIKAM, "TagsList", "Seq", "tags_list"),
     Field("XMP-microsoft:LastKeywordXMP", _MICROSOFT, "LastKeywordXMP", "Bag", "last_keyword"),
     Field("XMP-mediapro:CatalogSets", _MEDIAPRO, "CatalogSets", "Bag", "catalog_sets"),
-    Field("XMP-dc:Title", _DC, "title", "Alt", "title"),
-    Field("XMP-dc:Description", _DC, "description", "Alt", "description"),
-    Field("XMP-tiff:ImageDescription", _TIFF, "ImageDescription", "Alt", "image_description"),
-    Field("XMP-photoshop:Headline", _PHOTOSHOP, "Headline", None, "headline"),
-    Field("XMP-photoshop:CaptionWriter", _PHOTOSHOP, "CaptionWriter", None, "caption_writer"),
-    Field("XMP-iptcCore:AltTextAccessibility", _IPTC, "AltTextAccessibility", "Alt", "alt_text"),
+    Field(TITLE, _DC, "title", "Alt", "title"),
+    Field(DESCRIPTION, _DC, "description", "Alt", "description"),
+    Field(IMAGE_DESCRIPTION, _TIFF, "ImageDescription", "Alt", "image_description"),
+    Field(HEADLINE, _PHOTOSHOP, "Headline", None, "headline"),
+    Field(WRITER, _PHOTOSHOP, "CaptionWriter", None, "caption_writer"),
+    Field(ALT_TEXT, _IPTC, "AltTextAccessibility", "Alt", "alt_text"),
     Field(
-        "XMP-iptcCore:ExtDescrAccessibility",
+        EXTENDED,
         _IPTC,
         "ExtDescrAccessibility",
         "Alt",
         "extended_description",
     ),
-    Field("XMP-xmp:Rating", _XMP, "Rating", None, None),
+    Field(RATING, _XMP, "Rating", None, None),
 )
 
 # Keyword lists and what separates the levels of a path in them ("": no paths, every level alone).
 KEYWORD_LISTS = {
-    "XMP-dc:Subject": "",
+    SUBJECT: "",
     "XMP-lr:HierarchicalSubject": "|",
     "XMP-digiKam:TagsList": "/",
     "XMP-microsoft:LastKeywordXMP": "/",

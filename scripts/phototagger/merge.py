@@ -20,24 +20,31 @@ import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from phototagger.fields import FIELDS, KEYWORD_LISTS, Values
+from phototagger.fields import (
+    ALT_TEXT,
+    DESCRIPTION,
+    EXTENDED,
+    FIELDS,
+    HEADLINE,
+    IMAGE_DESCRIPTION,
+    KEYWORD_LISTS,
+    RATING,
+    SUBJECT,
+    TITLE,
+    WRITER,
+    Values,
+)
 from phototagger.marks import DECLINED, WITHDRAWN, KeywordMark, Marks, ModelMark, text_digest
 from phototagger.mirrors import paths_in
-from phototagger.union import SUBJECT, Levels, extended, spell, unite
+from phototagger.union import Levels, extended, spell, unite
 from phototagger.xmp import Packet
 
-DESCRIPTION = ("XMP-dc:Description", "XMP-tiff:ImageDescription")
-HEADLINE = "XMP-photoshop:Headline"
-TITLE = "XMP-dc:Title"
-ALT_TEXT = "XMP-iptcCore:AltTextAccessibility"
-EXTENDED = "XMP-iptcCore:ExtDescrAccessibility"
-WRITER = "XMP-photoshop:CaptionWriter"
-RATING = "XMP-xmp:Rating"
+DESCRIPTIONS = (DESCRIPTION, IMAGE_DESCRIPTION)  # the same text twice, for different programs
 
 # Fields of one text each, that stand for the same thing: a person's text in one speaks for all.
-TEXT_GROUPS = (DESCRIPTION, (HEADLINE,), (TITLE,), (ALT_TEXT,), (EXTENDED,))
+TEXT_GROUPS = (DESCRIPTIONS, (HEADLINE,), (TITLE,), (ALT_TEXT,), (EXTENDED,))
 # Which fields show what a model was asked for (`ModelMark.field`)
-_SHOWN_IN = {"caption": {HEADLINE, TITLE, ALT_TEXT}, "description": {*DESCRIPTION, EXTENDED}}
+_SHOWN_IN = {"caption": {HEADLINE, TITLE, ALT_TEXT}, "description": {*DESCRIPTIONS, EXTENDED}}
 
 _ORDER = {field.tag: number for number, field in enumerate(FIELDS)}
 

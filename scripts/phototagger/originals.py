@@ -32,13 +32,13 @@ from phototagger.exiftool import (
     ExifToolMissingError,
     assignment,
 )
+from phototagger.fields import DESCRIPTION, IMAGE_DESCRIPTION, SUBJECT
 from phototagger.xmp import KEYWORD_LISTS, Marks, NotXmpError, Packet, Values, text_digest
 
 EMBEDS = (".jpg", ".jpeg", ".tif", ".tiff")
 
 _SUFFIXES = {"JPEG": ".jpg", "TIFF": ".tif"}
-_SUBJECT, _DESCRIPTION = "XMP-dc:Subject", "XMP-dc:Description"
-_TWIN = {_DESCRIPTION: "XMP-tiff:ImageDescription"}  # whose text stands in for a field that is off
+_TWIN = {DESCRIPTION: IMAGE_DESCRIPTION}  # whose text stands in for a field that is off
 _EXIF_DESCRIPTION = "IFD0:ImageDescription"
 _CAPTION = "IPTC:Caption-Abstract"
 # Written by whoever splits a packet, to find its other half
@@ -123,8 +123,8 @@ def _copies(contents: Contents) -> dict[str, list[str]]:
 
 def _known(values: Values, marks: Marks) -> set[str]:
     """Keywords, as they are and as IPTC can hold them."""
-    keywords = [*values.get(_SUBJECT, ()), *marks.written.get(_SUBJECT, ())]
-    return {_plain(text) for each in keywords for text in (each, _iptc_text(_SUBJECT, each))}
+    keywords = [*values.get(SUBJECT, ()), *marks.written.get(SUBJECT, ())]
+    return {_plain(text) for each in keywords for text in (each, _iptc_text(SUBJECT, each))}
 
 
 def _exif_text(contents: Contents) -> str:
@@ -147,7 +147,7 @@ def _is_copy(text: str, tag: str, packet: Packet) -> bool:
 
 def _iptc_text(tag: str, text: str) -> str:
     """A text as IPTC can hold it: cut, and lines only in captions."""
-    kept = text if tag == _DESCRIPTION else " ".join(text.split())
+    kept = text if tag == DESCRIPTION else " ".join(text.split())
     return iptc.cut(kept, iptc.COPIES[tag][1])
 
 
@@ -273,10 +273,10 @@ def _plan(item: Embedding, contents: Contents, mode: str) -> _Plan:
         iptc=contents.iptc,
         iptc_digest=contents.iptc_digest,
     )
-    text, old = _wanted_text(item.values, _DESCRIPTION), _exif_text(contents)
+    text, old = _wanted_text(item.values, DESCRIPTION), _exif_text(contents)
     # Readers prefer EXIF's: where it has none, a person's other words in IPTC would be hidden.
     others = [old] if contents.description else _copies(contents).get(_CAPTION, [])
-    free = all(_may_replace(other, _DESCRIPTION, item, packet) for other in others)
+    free = all(_may_replace(other, DESCRIPTION, item, packet) for other in others)
     if free and old != text and (text or _says_something(old)):
         plan.description = text.encode()
         plan.arguments.append(assignment(_EXIF_DESCRIPTION, text))
@@ -291,7 +291,7 @@ def _plan_iptc(plan: _Plan, item: Embedding, contents: Contents, packet: Packet)
     wanted: dict[int, list[str]] = {}
     at_odds = False  # a person says one thing in XMP and another in IPTC
     for tag, (number, _) in iptc.COPIES.items():
-        if tag == _SUBJECT:
+        if tag == SUBJECT:
             wanted[number] = _wanted_keywords(item, packet, found[number])
             continue
         text = _iptc_text(tag, _wanted_text(item.values, tag))
@@ -322,7 +322,7 @@ def _wanted_text(values: Values, tag: str) -> str:
 
 def _wanted_keywords(item: Embedding, packet: Packet, found: Iterable[str]) -> list[str]:
     """Those of XMP, cut; and what IPTC has that nobody knew of when it was decided."""
-    wanted = [_iptc_text(_SUBJECT, keyword) for keyword in item.values.get(_SUBJECT, ())]
+    wanted = [_iptc_text(SUBJECT, keyword) for keyword in item.values.get(SUBJECT, ())]
     known = _known(item.values, item.marks)
     known |= _known(item.current.values, item.current.marks) | _known(packet.values, packet.marks)
     wanted += [keyword for keyword in found if _plain(keyword) not in known]

@@ -8,19 +8,13 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from phototagger.fields import ALT_TEXT, EXTENDED, HEADLINE, RATING, SUBJECT, TITLE, WRITER
 from phototagger.merge import (
-    ALT_TEXT,
     DECLINED,
-    DESCRIPTION,
-    EXTENDED,
-    HEADLINE,
-    RATING,
-    TITLE,
-    WRITER,
+    DESCRIPTIONS,
     Merged,
     merge,
 )
-from phototagger.union import SUBJECT
 from phototagger.xmp import (
     CREATOR,
     FIELDS,
@@ -39,12 +33,12 @@ Record = Mapping[str, Any]
 
 ALT_TEXT_PROFILE = "alt-text"
 # Bytes of UTF-8, as in IPTC-IIM, where the texts end up when they are embedded
-_LIMITS = {HEADLINE: 256, TITLE: 64} | dict.fromkeys(DESCRIPTION, 2000)
+_LIMITS = {HEADLINE: 256, TITLE: 64} | dict.fromkeys(DESCRIPTIONS, 2000)
 # `metadata.carry_over`: what a photo has embedded, and where it goes
 _CARRIED = {
     "title": (TITLE,),
     "caption": (HEADLINE,),
-    "description": DESCRIPTION,
+    "description": DESCRIPTIONS,
     "rating": (RATING,),
 }
 
@@ -90,7 +84,7 @@ def propose(
     said, inside = ours(record, switches), embedded(record)
     carry = {tag for key in carry_over for tag in _CARRIED[key]}
     if not switches["image_description"]:
-        carry.discard(DESCRIPTION[1])
+        carry.discard(DESCRIPTIONS[1])
     merged = merge(said, None, inside, carry=carry)
     if merged.marks.empty:
         return None
@@ -191,7 +185,7 @@ def _texts(record: Record) -> dict[str, str]:
     """What the models wrote, by the fields it can stand in."""
     caption = clean_text(record.get("caption") or "")
     description = clean_text(record.get("description") or "")
-    texts = {HEADLINE: caption, TITLE: caption} | dict.fromkeys(DESCRIPTION, description)
+    texts = {HEADLINE: caption, TITLE: caption} | dict.fromkeys(DESCRIPTIONS, description)
     if _asked(record, "caption").get("profile") == ALT_TEXT_PROFILE:
         texts[ALT_TEXT] = caption
     if _asked(record, "description").get("profile") == ALT_TEXT_PROFILE:

@@ -7,9 +7,7 @@ told what was meant: `AC/DC` is a band, or DC below AC.
 
 from collections.abc import Collection, Iterable
 
-from phototagger.fields import KEYWORD_LISTS, Values
-
-SUBJECT = "XMP-dc:Subject"
+from phototagger.fields import KEYWORD_LISTS, SUBJECT, Values
 
 Levels = tuple[str, ...]  # a keyword with its levels, from the top
 

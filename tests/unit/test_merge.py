@@ -4,13 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from phototagger.fields import ALT_TEXT, HEADLINE, RATING, SUBJECT, TITLE, WRITER
 from phototagger.merge import (
-    ALT_TEXT,
-    DESCRIPTION,
-    HEADLINE,
-    RATING,
-    TITLE,
-    WRITER,
+    DESCRIPTIONS,
     Change,
     Merged,
     Options,
@@ -18,12 +14,11 @@ from phototagger.merge import (
     merge,
 )
 from phototagger.mirrors import MIRRORING
-from phototagger.union import SUBJECT
 from phototagger.xmp import KEYWORD_LISTS, KeywordMark, Marks, ModelMark, Packet, text_digest
 
 HIERARCHICAL, TAGS_LIST, LAST_KEYWORD, CATALOG_SETS = list(KEYWORD_LISTS)[1:]
 ON = (SUBJECT, HIERARCHICAL, TAGS_LIST)
-DC, TIFF = DESCRIPTION
+DC, TIFF = DESCRIPTIONS
 PLAIN, OVERWRITE, REPLACE = Options(), Options(overwrite=True), Options(replace_human=True)
 
 
@@ -38,7 +33,7 @@ def ours(*paths, lists=ON, flat=(), **texts):
             words = [KEYWORD_LISTS[tag].join(path) for path in levels]
         values[tag] = list(dict.fromkeys([*words, *flat]))
     fields = {
-        "description": DESCRIPTION,
+        "description": DESCRIPTIONS,
         "caption": (HEADLINE,),
         "title": (TITLE,),
         "writer": (WRITER,),
@@ -369,15 +364,15 @@ def test_a_persons_description_stands_in_both_fields(where):
 
 @pytest.mark.parametrize("where", [DC, TIFF])
 def test_a_persons_description_gets_its_twin_with_whatever_is_ours(where):
-    found, both = Packet({where: ["Tom at 3"]}), {tag: ["Tom at 3"] for tag in DESCRIPTION}
+    found, both = Packet({where: ["Tom at 3"]}), {tag: ["Tom at 3"] for tag in DESCRIPTIONS}
     for said in (ours("cat", description=None), ours(caption="Cat", description=None)):
         after = run(said, found)
-        assert {tag: after.values[tag] for tag in DESCRIPTION} == both
+        assert {tag: after.values[tag] for tag in DESCRIPTIONS} == both
         assert run(said, after) == after
         assert run(ours(), after) == found
     only_here = ours("cat")
     only_here = replace(only_here, values={**only_here.values, where: []})
-    assert {tag for tag in DESCRIPTION if tag in run(only_here, found).values} == {where}
+    assert {tag for tag in DESCRIPTIONS if tag in run(only_here, found).values} == {where}
     assert run(ours(description=None), found) == found
 
 
@@ -390,12 +385,12 @@ def test_an_embedded_text_is_enough():
     said = ours("cat", description="A cat.")
     embedded = {DC: ["Mine"]}
     assert DC not in run(said, run(said), embedded).values
-    carried = run(said, None, embedded, carry=DESCRIPTION)
+    carried = run(said, None, embedded, carry=DESCRIPTIONS)
     assert carried.values[DC] == carried.values[TIFF] == ["Mine"]
-    follows = run(said, carried, {DC: ["Mine, later"]}, carry=DESCRIPTION)
+    follows = run(said, carried, {DC: ["Mine, later"]}, carry=DESCRIPTIONS)
     assert follows.values[DC] == ["Mine, later"]
     found = replace(follows, values={**follows.values, DC: ["In the sidecar"]})
-    after = run(said, found, {DC: ["Mine, later"]}, carry=DESCRIPTION)
+    after = run(said, found, {DC: ["Mine, later"]}, carry=DESCRIPTIONS)
     assert after.values[DC] == after.values[TIFF] == ["In the sidecar"]
 
 
@@ -482,7 +477,7 @@ PATHS = ["p|a", "p/a", "p|q|b", "p/q/b", "p|a/b", "p/a|b", "q", "a|", "|b", "/a"
 TEXTS = ["mine", "yours", " "]
 
 tags = st.sampled_from(list(KEYWORD_LISTS))
-text_tags = st.sampled_from([*DESCRIPTION, HEADLINE, TITLE, WRITER, ALT_TEXT])
+text_tags = st.sampled_from([*DESCRIPTIONS, HEADLINE, TITLE, WRITER, ALT_TEXT])
 lists = st.lists(tags, unique=True).map(lambda some: [t for t in KEYWORD_LISTS if t in some])
 proposals = st.builds(
     lambda paths, lists, texts: ours(*paths, lists=lists, **texts),

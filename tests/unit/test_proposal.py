@@ -3,23 +3,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phototagger import xmp
+from phototagger.fields import ALT_TEXT, EXTENDED, HEADLINE, RATING, SUBJECT, TITLE, WRITER
 from phototagger.merge import (
-    ALT_TEXT,
-    DESCRIPTION,
-    EXTENDED,
-    HEADLINE,
-    RATING,
-    TITLE,
-    WRITER,
+    DESCRIPTIONS,
     Merged,
     Options,
     merge,
 )
 from phototagger.proposal import embedded, ours, propose, shortened, split
-from phototagger.union import SUBJECT
 from phototagger.xmp import FIELDS, KeywordMark, ModelMark, Packet, text_digest
 
-DC, TIFF = DESCRIPTION
+DC, TIFF = DESCRIPTIONS
 HIERARCHICAL, TAGS_LIST = "XMP-lr:HierarchicalSubject", "XMP-digiKam:TagsList"
 LAST_KEYWORD, CATALOG_SETS = "XMP-microsoft:LastKeywordXMP", "XMP-mediapro:CatalogSets"
 OFF = {"title", "last_keyword", "catalog_sets"}  # by default
@@ -301,7 +295,7 @@ def test_applying_a_proposal_is_merging_the_record(said, found, carry_over):
     if proposal is None:
         return
     mine, theirs = split(Packet(proposal.values, proposal.marks), SWITCHES)
-    tags = {"description": DESCRIPTION, "caption": (HEADLINE,), "rating": (RATING,)}
+    tags = {"description": DESCRIPTIONS, "caption": (HEADLINE,), "rating": (RATING,)}
     carry = {tag for key in carry_over for tag in tags[key]}
     applied = merge(mine, Packet(found), theirs, carry=theirs)
     direct = merge(ours(said, SWITCHES), Packet(found), embedded(said), carry=carry)
