@@ -244,6 +244,7 @@ def test_summary_counts_labels_and_problems(tmp_path, monkeypatch):
     shown = output.getvalue()
     assert "Top labels: cat (2), sofa (2), boat (1)" in shown
     assert f"one row per photo:      {results / 'tags.csv'}" in shown
+    assert "photo-tagger diff" not in shown  # nothing is proposed
     assert "report.html" not in shown
     assert "1 photo with problems:" in shown
 

@@ -44,6 +44,8 @@ def show_summary(console: Console, started: float, everything: bool) -> None:
         for path, what in _PAGES:
             if Path(path).exists():
                 _say(console, f"{what + ':':<24}{Path(path).absolute()}")
+        if Path("results/sidecars").is_dir():
+            _say(console, "beside the photos:      photo-tagger diff shows what apply would write")
     if isinstance(described := stages.get("describe"), Describe) and described.server_failed:
         count = described.server_failed
         answers = "1 answer" if count == 1 else f"{count:,} answers"
