@@ -14,7 +14,6 @@ Operations: `begin`, `making` (paths of temporary files of which no intent can b
 """
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -22,16 +21,17 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from phototagger import names
+from phototagger import heldlock, names
 from phototagger.errors import UserError, one_of
 from phototagger.replacing import sync
 
 FOLDER = Path("changes")  # below the results
+LOCK = Path("plan/.changes.lock")
 _VERSION = 1
 _AT_ONCE = 8  # files that the disk is asked for together
 _ID = re.compile(r"(\d{8}-\d{6})(?:-(\d+))?")
@@ -247,21 +247,19 @@ def exclusive(results: Path) -> Iterator[None]:
     folder = results / FOLDER
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        lock = results / LOCK
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        holding = heldlock.hold(lock)
+        holding.__enter__()
+    except heldlock.TakenError as error:
+        raise UserError(
+            f"{folder}: another apply or undo is under way ({error.who}); wait for it to end"
+        ) from error
     except OSError as error:
         raise _journal_error(folder, error) from error
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"{folder}: another apply or undo is under way; wait for it to end"
-            ) from error
-        except OSError:
-            pass  # a file system without locks: `run` has a lock of its own
+    with ExitStack() as stack:
+        stack.push(holding.__exit__)
         yield
-    finally:
-        os.close(descriptor)
 
 
 def create(results: Path, run_id: str) -> Changeset:

@@ -8,6 +8,7 @@ prompts are averaged. Nothing is downloaded: see `models.fetch`.
 import json
 import logging
 import os
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ import numpy as np
 
 from phototagger import models
 from phototagger.errors import UserError
+from phototagger.files import sha256_file
+from phototagger.scratch import copied, place
 
 if TYPE_CHECKING:
     import torch
@@ -60,6 +63,7 @@ def choose_device(wanted: str | None) -> str:
 
 def _open_clip() -> Any:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when the hub's client is imported
+    os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
     import open_clip
 
     return open_clip
@@ -86,14 +90,21 @@ def _ready(model: Any) -> Any:
     return model.eval().to(memory_format=torch.channels_last)
 
 
-def load_card_model(name: str, models_dir: Path | None = None, device: str | None = None) -> Clip:
-    """Load a model by its card's name (see `models`), from local files only.
+def load_card_model(
+    name: str,
+    models_dir: Path | None = None,
+    device: str | None = None,
+    scratch: str | None = None,
+) -> Clip:
+    """Load a model by its card's name (see `models`), from local files only, whose digest is right.
 
-    Raises UserError for an unknown name, and if the weights are not there or do not fit.
+    `scratch` is the folder on this computer's own disk for copies, if there is one.
+
+    Raises UserError for an unknown name, and if the weights are not there, altered or do not fit.
     """
     models_dir = models_dir or models.default_models_dir()
     card = models.card(name, models_dir)
-    path = models.weights_path(models.weights(name, models_dir), name, models_dir)
+    path = _proven_weights(name, models_dir, scratch)
     open_clip = _open_clip()
     device = choose_device(device)
     if card.architecture is None:
@@ -121,6 +132,22 @@ def load_card_model(name: str, models_dir: Path | None = None, device: str | Non
         card.embedding_dim,
         card.image_size,
     )
+
+
+def _proven_weights(name: str, models_dir: Path, scratch: str | None) -> Path:
+    """The weights file to load, on the node's own disk if `scratch` is set and that can be had."""
+    recorded = models.weights(name, models_dir)
+    path = models.weights_path(recorded, name, models_dir)
+    if folder := place(scratch):
+        source = path.parent if path.parent == models_dir / name else path
+        copy = copied(source, folder)
+        if copy and sha256_file(copy / path.name) == recorded.sha256:
+            return copy / path.name
+        if copy:  # either it or the original is not what was recorded; the latter is told of
+            log.warning("%s: altered; removed, using the shared files", copy)
+            shutil.rmtree(copy, ignore_errors=True)
+    models.verify(name, models_dir)
+    return path
 
 
 def load_clip(

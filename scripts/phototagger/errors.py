@@ -1,10 +1,17 @@
-"""The one exception that is a message to the person at the keyboard."""
+"""The exceptions that are a message to the person at the keyboard."""
 
 
 class UserError(Exception):
     """A mistake a person can mend; shown as one line, without a traceback.
 
     The message names the file or key, the cause and the way out.
+    """
+
+
+class TransientError(UserError):
+    """A failure that can pass by itself: the same job may be tried again.
+
+    A model server that went away, a file system that was not there, a disk that was full.
     """
 
 

@@ -2,11 +2,12 @@
 
 The lock is an flock on the opened folder itself: it leaves nothing behind, is the same lock by
 whatever path or symlink the folder is reached, and ends with the process that holds it. Where the
-file system or the folder's permissions do not allow that, a file in a private temporary folder
-stands for it, which keeps one user's processes apart.
+file system or the folder's permissions do not allow that (NFS locks only files that are opened for
+writing), a file in a private temporary folder stands for it, which keeps one user's processes on
+one computer apart; a warning says so.
 
-A lock binds only those who ask for it. What other programs do meanwhile is found by looking again
-just before a file is replaced.
+A lock binds only those who ask for it, and nothing depends on it alone. What other programs, or we
+on another computer, do meanwhile is found by looking again just before a file is replaced.
 """
 
 import errno
@@ -21,11 +22,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from phototagger.errors import UserError
+from phototagger.flocks import NO_LOCKS
 
 PATIENCE = 10.0  # seconds before a person is told what we wait for
 
-# What a file system without locks answers; NFS wants a file opened for writing (EBADF).
-_NO_LOCKS = (errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+_warned = False
 
 
 @contextmanager
@@ -64,13 +65,26 @@ def _locked(folder: Path) -> int | None:
         _wait(descriptor, folder)
     except OSError as error:
         os.close(descriptor)
-        if error.errno not in _NO_LOCKS:
+        if error.errno not in NO_LOCKS:
             raise
+        _warn(folder, error)
         return _stand_in(folder)
     except BaseException:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def _warn(folder: Path, error: OSError) -> None:
+    global _warned
+    if not _warned:
+        _warned = True
+        logging.warning(
+            "%s: its file system has no locks for folders (%s); do not write to the same photos "
+            "from two computers at a time",
+            folder,
+            error.strerror.lower(),
+        )
 
 
 def _stand_in(folder: Path) -> int:

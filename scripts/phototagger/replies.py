@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from phototagger.chat import Reply
-from phototagger.files import write_atomic
+from phototagger.files import keep
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Replies:
 
     def __init__(self, folder: Path):
         self._folder = folder
+        self.writable = True  # until it has turned out that it may only be read
 
     def path(self, key: str) -> Path:
         return self._folder / key[:2] / f"{key}.json"
@@ -37,4 +38,5 @@ class Replies:
 
     def put(self, key: str, request: Mapping[str, Any], kept: Kept) -> None:
         content = {"request": request, "reply": asdict(kept.reply), "server": kept.server}
-        write_atomic(self.path(key), json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+        text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+        self.writable = keep(self.path(key), text)

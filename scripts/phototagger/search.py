@@ -139,7 +139,9 @@ class Index:
                 f"{self.model} in {self.machine.models} is not the model that the photos were "
                 f"embedded with; {_RUN}"
             )
-        return load_card_model(self.model, self.machine.models, self.machine.device)
+        return load_card_model(
+            self.model, self.machine.models, self.machine.device, self.machine.scratch
+        )
 
     def _embed(self, path: Path) -> np.ndarray:
         """Float32 [D], unit length, of a file outside the library."""

@@ -6,7 +6,6 @@ entry: entries are written once and never edited. Two are searched: `registry` o
 """
 
 import errno
-import fcntl
 import hashlib
 import json
 import logging
@@ -26,6 +25,7 @@ from urllib.parse import urlsplit
 from phototagger import CLONE, commandline
 from phototagger.errors import UserError, one_of
 from phototagger.files import write_if_changed
+from phototagger.flocks import wait_for_lock
 from phototagger.models import default_models_dir
 
 REGISTRY = CLONE / "registry"
@@ -47,6 +47,8 @@ _TAKEN |= {"response_format", "guided_json", "format", "num_predict"}
 Entry = Mapping[str, Any]
 
 log = logging.getLogger(__name__)
+
+_PATIENCE = 60.0  # seconds to wait for another writer of a registry
 
 
 @dataclass(frozen=True)
@@ -395,10 +397,19 @@ def check_writable(folder: Path) -> None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Be the only one who writes to a registry; the operating system frees it if one dies."""
+    """Be the only one who writes to a registry; the operating system frees it if one dies.
+
+    Where there are no locks, or none that other computers see, no entry is lost (`_create` never
+    replaces one), and `reindex` adds what is missing in the index.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        if not wait_for_lock(file.fileno(), _PATIENCE):
+            log.warning(
+                "%s: cannot be locked; should an entry be missing in its index, run: "
+                "photo-tagger registry index",
+                folder,
+            )
         yield
 
 

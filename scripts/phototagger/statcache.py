@@ -1,22 +1,25 @@
 """The SHA-256 of files by size and mtime, so that what did not change need not be read again.
 
 `<cache>/stat/ab/<sha1 of the folder>.json` holds {name: [size, mtime_ns, sha256]} of one folder.
-It may be deleted at any time; two jobs that write the same folder's file lose nothing but time.
+It may be deleted at any time; two jobs that write the same folder's file lose nothing but time,
+and so does one whose cache cannot be written. Sizes and times are those that the photos' own file
+system tells, and are compared for equality only: no computer's clock is involved.
 """
 
-import fcntl
 import hashlib
 import json
 import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from phototagger.files import write_atomic
+from phototagger.files import keep
+from phototagger.flocks import wait_for_lock
 
 _INTERVAL = 10.0  # seconds between saves: what a kill -9 can cost
+PATIENCE = 5.0  # seconds to wait for another writer, who needs milliseconds
 
 Entry = tuple[int, int, str]
 
@@ -69,7 +72,7 @@ class StatCache:
                     with suppress(OSError):
                         present = set(os.listdir(folder))
                         merged = {k: v for k, v in merged.items() if k in present}
-                    write_atomic(self._path(folder), json.dumps(merged, sort_keys=True))
+                    keep(self._path(folder), json.dumps(merged, sort_keys=True))
                 self._known[folder] = merged
 
     def _path(self, folder: str) -> Path:
@@ -85,9 +88,11 @@ class StatCache:
 
     @contextmanager
     def _one_writer(self) -> Iterator[None]:
-        """Between processes; where a file system has no locks, the last writer wins."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with (self._folder / ".lock").open("w") as file:
-            with suppress(OSError):
-                fcntl.flock(file, fcntl.LOCK_EX)
+        """Between processes. Where there are no locks, or none that other computers see, the last
+        writer wins: what the other one knew is hashed once more."""
+        with ExitStack() as held:
+            with suppress(OSError):  # also of a cache that may only be read
+                self._folder.mkdir(parents=True, exist_ok=True)
+                file = held.enter_context((self._folder / ".lock").open("a"))
+                wait_for_lock(file.fileno(), PATIENCE)
             yield

@@ -5,6 +5,7 @@ about the photo; the JSON is written last, so it marks the pair as complete. The
 the photo's SHA-256, size, quality and the version of the recipe below.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -19,7 +20,7 @@ from PIL import Image, UnidentifiedImageError
 
 from phototagger import images
 from phototagger.exiftool import ExifTool
-from phototagger.files import write_atomic
+from phototagger.files import explain, keep
 from phototagger.groups import dhash
 from phototagger.machine import Machine
 from phototagger.problems import PhotoProblem
@@ -45,7 +46,8 @@ class Thumb:
 def read_photo(path: Path, max_bytes: int) -> tuple[bytes, os.stat_result]:
     """The bytes of a photo, and the stat they belong to.
 
-    Raises PhotoProblem, also if the file changed twice while it was read.
+    Raises PhotoProblem, also if the file changed twice while it was read; TransientError if its
+    file server is gone.
     """
     for _ in range(2):
         try:
@@ -65,7 +67,7 @@ def read_photo(path: Path, max_bytes: int) -> tuple[bytes, os.stat_result]:
 
 
 def stat_photo(path: Path, max_bytes: int) -> os.stat_result:
-    """The stat of a photo that may be read. Raises PhotoProblem."""
+    """The stat of a photo that may be read. Raises PhotoProblem; TransientError as `read_photo`."""
     try:
         info = path.stat()
     except OSError as error:
@@ -90,7 +92,21 @@ def _open_without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)  # a pipe would make us wait for its writer
 
 
+# The file server, not the photo.
+_UNREACHABLE = (
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+    errno.ENOTCONN,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.ESHUTDOWN,
+)
+
+
 def _os_problem(error: OSError) -> PhotoProblem:
+    """Raises TransientError for what is no fault of the photo's: it must not be quarantined."""
+    if error.errno in _UNREACHABLE:
+        raise explain(error) from error
     if isinstance(error, FileNotFoundError):
         return PhotoProblem("missing", "the file does not exist")
     if isinstance(error, IsADirectoryError):
@@ -163,9 +179,10 @@ class ThumbCache:
         return fields if complete else None
 
     def put(self, thumb: Thumb) -> None:
+        """Keep it, unless the cache may only be read."""
         path = self.folder / self.name(thumb.fields["sha256"])
-        write_atomic(path, thumb.jpeg)
-        write_atomic(path.with_suffix(".json"), json.dumps(thumb.fields) + "\n")
+        if keep(path, thumb.jpeg):
+            keep(path.with_suffix(".json"), json.dumps(thumb.fields) + "\n")
 
 
 def ensure_thumb(
@@ -181,9 +198,9 @@ def ensure_thumb(
     Raises PhotoProblem if it is gone and the photo is too, or is not what it was.
     """
     path = machine.cache / "thumbs" / row["thumb"]
-    if path.exists():
-        return path
-    return _make_again(row, machine, size, quality, exiftool)
+    if not path.exists():
+        _make_again(row, machine, size, quality, exiftool)
+    return path
 
 
 def load_thumb(
@@ -194,15 +211,15 @@ def load_thumb(
     quality: int,
     exiftool: ExifTool | None = None,
 ) -> Image.Image:
-    """The thumbnail as a decoded RGB image; made again if it is gone or damaged.
+    """The thumbnail as a decoded RGB image; made again if it is gone or damaged, also beside a
+    cache that may only be read.
 
     Raises PhotoProblem as `ensure_thumb`.
     """
-    path = ensure_thumb(row, machine=machine, size=size, quality=quality, exiftool=exiftool)
     try:
-        return _load(path)
+        return _load(machine.cache / "thumbs" / row["thumb"])
     except (OSError, UnidentifiedImageError, SyntaxError):
-        return _load(_make_again(row, machine, size, quality, exiftool))
+        return _load(BytesIO(_make_again(row, machine, size, quality, exiftool)))
 
 
 def load_photo(
@@ -216,16 +233,16 @@ def load_photo(
 
     Raises PhotoProblem if it cannot be read or is no longer what the row describes.
     """
-    path = machine.roots.locate(row["rel_path"])
-    data = _read_same(row, path)
-    pixels = row["width"] * row["height"]
-    return images.decode(
-        data, max_pixels=pixels, long_edge=long_edge, path=path, exiftool=exiftool
-    ).image
+    with machine.roots.file(row["rel_path"]) as path:
+        data = _read_same(row, path)
+        pixels = row["width"] * row["height"]
+        return images.decode(
+            data, max_pixels=pixels, long_edge=long_edge, path=path, exiftool=exiftool
+        ).image
 
 
-def _load(path: Path) -> Image.Image:
-    with Image.open(path, formats=["JPEG"]) as image:
+def _load(file: Path | BytesIO) -> Image.Image:
+    with Image.open(file, formats=["JPEG"]) as image:
         image.load()
         return image
 
@@ -240,17 +257,16 @@ def _read_same(row: Mapping[str, Any], path: Path) -> bytes:
 
 def _make_again(
     row: Mapping[str, Any], machine: Machine, size: int, quality: int, exiftool: ExifTool | None
-) -> Path:
-    path = machine.roots.locate(row["rel_path"])
-    thumb = make_thumb(
-        _read_same(row, path),
-        size=size,
-        quality=quality,
-        max_pixels=row["width"] * row["height"],
-        sha256=row["sha256"],
-        path=path,
-        exiftool=exiftool,
-    )
-    kept = ThumbCache(machine.cache, size, quality)
-    kept.put(thumb)
-    return kept.folder / kept.name(row["sha256"])
+) -> bytes:
+    with machine.roots.file(row["rel_path"]) as path:
+        thumb = make_thumb(
+            _read_same(row, path),
+            size=size,
+            quality=quality,
+            max_pixels=row["width"] * row["height"],
+            sha256=row["sha256"],
+            path=path,
+            exiftool=exiftool,
+        )
+    ThumbCache(machine.cache, size, quality).put(thumb)
+    return thumb.jpeg

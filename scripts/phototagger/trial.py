@@ -6,10 +6,8 @@ entry keeps its reason.
 """
 
 import asyncio
-import hashlib
 import json
 import logging
-import os
 import re
 import tempfile
 import time
@@ -27,7 +25,6 @@ from phototagger.chat import ChatClient, api_key_of, in_flight
 from phototagger.config import Config
 from phototagger.connection import Connected
 from phototagger.errors import UserError
-from phototagger.files import sha256_file
 from phototagger.machine import Machine, Servers
 from phototagger.models import default_models_dir
 from phototagger.pictures import Pictures
@@ -35,13 +32,13 @@ from phototagger.problems import PhotoProblem
 from phototagger.prompts import FIELDS
 from phototagger.replies import Replies
 from phototagger.server import Served, serve, stop_idle
+from phototagger.setup_weights import weight_files, weights_sha256
 from phototagger.setups import Setup
 from phototagger.tasks import Task, plan_tasks
 from phototagger.thumbnails import ThumbCache, make_thumb, read_photo
 
 # A stage works if it has an answer for so many of the photos: some answers are rejected everywhere.
 ENOUGH = 0.9
-WEIGHTS = (".gguf", ".safetensors", ".bin", ".pt", ".pth")
 
 log = logging.getLogger(__name__)
 
@@ -442,31 +439,13 @@ def _weights(line: str | None) -> _Weights:
     for word, expanded in zip(
         written, commandline.parse(line, setups.variables()).argv, strict=True
     ):
-        found = _weight_files(Path(_value(expanded)))
+        found = weight_files(expanded)
         if found and shown is None:
             shown = _value(word)
         files += [path for path in found if path not in files]
     if not files:
         return _Weights(format="gguf" if _is_ollama(written) else "safetensors")
     return _Weights(shown, weights_sha256(files), files[0].suffix.removeprefix("."))
-
-
-def weights_sha256(files: Sequence[Path]) -> str:
-    """Digest of one file, or of the sorted lines `<sha256>  <name>` of several."""
-    digests = [(path.name, sha256_file(path)) for path in files]
-    if len(digests) == 1:
-        return digests[0][1]
-    lines = sorted(f"{sha256}  {name}\n" for name, sha256 in digests)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def _weight_files(path: Path) -> list[Path]:
-    if path.suffix in WEIGHTS and path.is_file():
-        return [path]
-    # A bare word is a command or a value, not a folder of the current directory.
-    if os.sep not in str(path) or not path.is_dir():
-        return []
-    return sorted(file for file in path.iterdir() if file.suffix in WEIGHTS and file.is_file())
 
 
 def _value(word: str) -> str:

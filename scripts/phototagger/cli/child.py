@@ -6,11 +6,10 @@ program itself be killed, a guard process does the same: it sleeps on a pipe tha
 
 The lock is an flock that child and guard inherit: however we end, it is held until the last of them
 is gone, so the work directory needs no unlocking, and no second run meets left-overs of the first.
+(Where other computers do not see it, see `heldlock`.)
 """
 
 import contextlib
-import fcntl
-import json
 import os
 import signal
 import subprocess
@@ -19,7 +18,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from phototagger import heldlock
 from phototagger.cli.errors import FailedError
 
 LOCK = Path("results/plan/.lock")
@@ -35,68 +36,30 @@ def locked() -> Iterator[int]:
     Raises FailedError if another run holds it.
     """
     LOCK.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        _acquire(descriptor)
-        owner = {"pid": os.getpid(), "host": os.uname().nodename, "started": time.time()}
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(owner).encode(), 0)
-        yield descriptor
-    finally:
-        os.close(descriptor)
+        with heldlock.hold(LOCK, _say, _lost) as descriptor:
+            yield descriptor
+    except heldlock.TakenError as error:
+        raise FailedError(
+            f"{Path.cwd()}: another run is under way ({error.who}); "
+            "wait for it, stop it there, or use another --workdir"
+        ) from error
 
 
-def holder() -> dict[str, str | int] | None:
+def holder() -> Mapping[str, Any] | None:
     """Who runs in this work directory at the moment: pid, host, started; None if nobody."""
-    try:
-        descriptor = os.open(LOCK, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return _owner(descriptor)
-    finally:
-        os.close(descriptor)
-    return None
+    return heldlock.holder(LOCK)
 
 
-def _acquire(descriptor: int) -> None:
-    deadline = None
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            owner = _owner(descriptor)
-        if not _was_killed(owner) or (deadline and time.monotonic() > deadline):
-            raise FailedError(
-                f"{Path.cwd()}: another run is under way (process {owner.get('pid', '?')} on "
-                f"{owner.get('host', '?')}); wait for it, stop it there, or use another --workdir"
-            )
-        if deadline is None:
-            deadline = time.monotonic() + GRACE + 5
-            print("photo-tagger: the last run was killed; clearing it away", file=sys.stderr)
-        time.sleep(_TICK)
+def _say(text: str) -> None:
+    print(f"photo-tagger: {text}", file=sys.stderr)
 
 
-def _owner(descriptor: int) -> dict[str, str | int]:
-    try:
-        return json.loads(os.pread(descriptor, 1000, 0))
-    except ValueError:
-        return {}  # just being written
-
-
-def _was_killed(owner: Mapping[str, str | int]) -> bool:
-    if owner.get("host") != os.uname().nodename or "pid" not in owner:
-        return False
-    try:
-        os.kill(int(owner["pid"]), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        pass
-    return False
+def _lost(owner: Mapping[str, Any]) -> None:
+    """Another run has our folder (this computer slept, or its file server sees no locks): stop."""
+    who = f"process {owner.get('pid', '?')} on {owner.get('host', '?')}"
+    _say(f"{Path.cwd()}: {who} runs here, too; this run stops. Start one at a time")
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def run_child(
@@ -105,9 +68,10 @@ def run_child(
     output: Path,
     lock: int | None,
     tick: Callable[[bool], None],
+    grace: float = GRACE,
 ) -> tuple[int, bool]:
     """Run `command` with its console output in `output`, calling `tick` about ten times a second
-    with whether we are about to stop it.
+    with whether we are about to stop it, for which it has `grace` seconds.
 
     Returns its exit status and whether it was stopped by a signal to us.
     """
@@ -122,21 +86,23 @@ def run_child(
             start_new_session=True,
             pass_fds=(lock,) if lock is not None else (),
         )
-        with _guarded(process.pid):
+        with _guarded(process.pid, grace):
             try:
-                status = _wait(process, received, tick)
+                status = _wait(process, received, tick, grace)
             finally:
                 _kill(process.pid, signal.SIGKILL)
                 process.wait()
         return status, bool(received)
 
 
-def _wait(process: subprocess.Popen, received: list[int], tick: Callable[[bool], None]) -> int:
+def _wait(
+    process: subprocess.Popen, received: list[int], tick: Callable[[bool], None], grace: float
+) -> int:
     """Wait for the child; on a signal ask it to stop, insist after a while or a second signal."""
     deadline = None
     while process.poll() is None:
         if received and deadline is None:
-            deadline = time.monotonic() + GRACE
+            deadline = time.monotonic() + grace
             _kill(process.pid, signal.SIGINT)
         if deadline and (time.monotonic() > deadline or len(received) > 1):
             _kill(process.pid, signal.SIGKILL)
@@ -174,14 +140,14 @@ def _nothing(*_: object) -> None:
 
 
 @contextmanager
-def _guarded(group: int) -> Iterator[None]:
+def _guarded(group: int, grace: float) -> Iterator[None]:
     """Have a guard process stop `group` if we die before we leave this block."""
     sleep_end, our_end = os.pipe()
     guard = os.fork()
     if guard == 0:
         try:
             os.close(our_end)
-            _guard(sleep_end, group)
+            _guard(sleep_end, group, grace)
         finally:
             os._exit(0)
     os.close(sleep_end)
@@ -194,7 +160,7 @@ def _guarded(group: int) -> Iterator[None]:
         os.waitpid(guard, 0)
 
 
-def _guard(sleep_end: int, group: int) -> None:
+def _guard(sleep_end: int, group: int, grace: float) -> None:
     os.setsid()
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -203,7 +169,7 @@ def _guard(sleep_end: int, group: int) -> None:
         os.dup2(nowhere, standard)
     if os.read(sleep_end, 4):
         return
-    deadline = time.monotonic() + GRACE
+    deadline = time.monotonic() + grace
     alive = _kill(group, signal.SIGINT)
     while alive and time.monotonic() < deadline:
         time.sleep(_TICK)

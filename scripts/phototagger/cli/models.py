@@ -1,5 +1,6 @@
 """`models`: which CLIP models there are, and how they get here."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +15,6 @@ ModelsDir = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="Default: $PHOTO_TAGGER_MODELS, else models/ in the clone."),
 ]
-Name = Annotated[str, typer.Argument(metavar="NAME", help="A name that `models list` shows.")]
 
 
 @app.command("list")
@@ -50,8 +50,22 @@ def _ready(name: str, folder: Path) -> str:
 
 
 @app.command()
-def fetch(name: Name, models_dir: ModelsDir = None) -> None:
+def fetch(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="A name that `models list` shows.")
+    ] = None,
+    models_dir: ModelsDir = None,
+    setup: Annotated[
+        str | None,
+        typer.Option(metavar="SLUG", help="Instead: what the server of this setup needs."),
+    ] = None,
+) -> None:
     """Fetch a model's weights from its hub (or build it) and record their SHA-256."""
+    if (name is None) == (setup is None):
+        raise UserError("models fetch: name a CLIP model, or a setup of the registry by --setup")
+    if setup:
+        _fetch_setup(setup, models_dir)
+        return
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 
     from phototagger import models as registry
@@ -66,6 +80,19 @@ def fetch(name: Name, models_dir: ModelsDir = None) -> None:
         except UserError as error:
             raise FailedError(str(error)) from error
     print(f"{name}: {weights.bytes:,} bytes, sha256 {weights.sha256}")
+
+
+def _fetch_setup(slug: str, models_dir: Path | None) -> None:
+    from phototagger import setup_weights, setups
+    from phototagger.models import default_models_dir
+
+    env = {**os.environ, "PHOTO_TAGGER_MODELS": str(default_models_dir(models_dir))}
+    try:
+        folder, listed = setup_weights.fetch(setups.load(slug), env)
+    except UserError as error:
+        raise FailedError(str(error)) from error
+    size = sum(size for size, _ in listed.values())
+    print(f"{slug}: {len(listed)} files, {size:,} bytes, digests checked: {folder}")
 
 
 @app.command("build-demo")
