@@ -12,20 +12,32 @@ from snakemake.utils import min_version
 
 min_version("9.27")
 
-from phototagger import settings
+from phototagger import clocks, gpus, pace, settings
 from phototagger.machine import PATH as MACHINE
-from phototagger.prune import prune
 from phototagger.metrics import append_metrics
 from phototagger.tasks import PATH as TASKS
 from phototagger.workflow import prepare
 
-RUN = prepare(config, main=workflow.is_main_process)
+RUN = prepare(config, workflow.is_main_process, workflow.storage_settings)
 CONFIG = RUN.config
 
 
 wildcard_constraints:
     shard=r"[0-9a-f]{10}",
     setup=r"[a-z0-9][a-z0-9._-]*",
+
+
+# Limits of one machine: they hold for jobs that run on this one, not for how many a cluster may run
+# at a time.
+resource_scopes:
+    gpu="local",
+    asking="local",
+
+
+# A group job on its node is not told the limits.
+if not workflow.is_main_process:
+    for name, most in gpus.limits().items():
+        workflow.register_resource(name, most)
 
 
 report: "config/report/workflow.rst"
@@ -84,7 +96,7 @@ rule sidecars_all:
 
 rule thumbs:
     input:
-        listing="results/plan/shards/{shard}.tsv",
+        listing=RUN.listed,
     output:
         table="results/thumbs/{shard}.parquet",
     log:
@@ -94,10 +106,9 @@ rule thumbs:
     priority: 2  # before embed, so that one embed job with the model loaded finds work for many
     conda:
         "envs/photo-tagger.yaml"
-    threads: 8
+    threads: RUN.threads("thumbs")
     resources:
-        mem_mb=RUN.scaled(2000, 1),
-        runtime=RUN.scaled(10, 0.05),
+        **RUN.of_shard("thumbs"),
     params:
         machine=str(MACHINE),
         size=CONFIG.thumbs.size,
@@ -126,11 +137,9 @@ rule embed:
     priority: 1  # before describe, whose server would keep the GPU
     conda:
         "envs/photo-tagger.yaml"
-    threads: 8
+    threads: RUN.threads("embed")
     resources:
-        gpu=RUN.gpu,
-        mem_mb=RUN.scaled(6000, 0.1),
-        runtime=RUN.scaled(10, 0.05),
+        **RUN.of_clip("embed"),
     params:
         machine=str(MACHINE),
         model=CONFIG.clip.model,
@@ -155,11 +164,9 @@ rule labels:
         "results/benchmarks/labels.tsv"
     conda:
         "envs/photo-tagger.yaml"
-    threads: 8
+    threads: RUN.threads("labels")
     resources:
-        gpu=RUN.gpu,
-        mem_mb=6000,
-        runtime=30,
+        **RUN.of_clip("labels"),
     params:
         machine=str(MACHINE),
         model=CONFIG.clip.model,
@@ -186,9 +193,9 @@ rule score:
         "results/benchmarks/score/{shard}.tsv"
     conda:
         "envs/photo-tagger.yaml"
+    threads: RUN.threads("score")
     resources:
-        mem_mb=RUN.scaled(1000, 0.5),
-        runtime=10,
+        **RUN.of_shard("score"),
     params:
         topk=CONFIG.score.topk,
         measure=CONFIG.score.measure,
@@ -213,11 +220,9 @@ rule describe:
         "results/benchmarks/describe/{setup}/{shard}.tsv"
     conda:
         "envs/photo-tagger.yaml"
+    threads: RUN.threads("describe")
     resources:
-        gpu=RUN.gpus_of,
-        asking=1,
-        mem_mb=RUN.scaled(2000, 2),
-        runtime=RUN.scaled(30, 0.5),
+        **RUN.of_server("describe"),
     params:
         machine=str(MACHINE),
         tasks=str(TASKS),
@@ -238,7 +243,7 @@ rule describe:
 
 rule record:
     input:
-        listing="results/plan/shards/{shard}.tsv",
+        listing=RUN.listed,
         thumbs="results/thumbs/{shard}.parquet",
         embeddings="results/embeddings/{shard}.parquet",
         scores="results/scores/{shard}.parquet",
@@ -253,9 +258,9 @@ rule record:
         "results/benchmarks/record/{shard}.tsv"
     conda:
         "envs/photo-tagger.yaml"
+    threads: RUN.threads("record")
     resources:
-        mem_mb=RUN.scaled(1000, 0.5),
-        runtime=10,
+        **RUN.of_shard("record"),
     params:
         model=CONFIG.clip.model,
         setups=RUN.setups,
@@ -278,10 +283,9 @@ rule sidecars:
         "results/benchmarks/sidecars/{shard}.tsv"
     conda:
         "envs/photo-tagger.yaml"
-    threads: 2
+    threads: RUN.threads("sidecars")
     resources:
-        mem_mb=RUN.scaled(1000, 0.5),
-        runtime=RUN.scaled(10, 0.02),
+        **RUN.of_shard("sidecars"),
     params:
         machine=str(MACHINE),
         fields=dict(CONFIG.metadata.fields),
@@ -310,9 +314,9 @@ rule collect:
         "results/benchmarks/collect.tsv"
     conda:
         "envs/photo-tagger.yaml"
+    threads: RUN.threads("collect")
     resources:
-        mem_mb=1000,
-        runtime=30,
+        **RUN.of_library("collect"),
     params:
         code=RUN.code("collect"),
     message:
@@ -334,9 +338,9 @@ rule export:
         "results/benchmarks/export.tsv"
     conda:
         "envs/photo-tagger.yaml"
+    threads: RUN.threads("export")
     resources:
-        mem_mb=1000,
-        runtime=30,
+        **RUN.of_library("export"),
     params:
         machine=str(MACHINE),
         roots=RUN.facts["roots"],
@@ -366,9 +370,9 @@ rule medoids:
         "results/benchmarks/medoids.tsv"
     conda:
         "envs/photo-tagger.yaml"
+    threads: RUN.threads("medoids")
     resources:
-        mem_mb=4000,
-        runtime=60,
+        **RUN.of_library("medoids"),
     params:
         tag_aware=CONFIG.medoids.tag_aware,
         min_size=CONFIG.medoids.min_size,
@@ -397,13 +401,15 @@ rule summary:
         "results/benchmarks/summary.tsv"
     conda:
         "envs/photo-tagger.yaml"
+    threads: RUN.threads("summary")
     resources:
-        mem_mb=2000,
-        runtime=60,
+        **RUN.of_library("summary"),
     params:
         machine=str(MACHINE),
         model=CONFIG.clip.model,
         labels=RUN.facts["labels"],
+        size=CONFIG.thumbs.size,
+        quality=CONFIG.thumbs.quality,
         code=RUN.code("summary"),
     message:
         "Summarise the library and each folder"
@@ -428,9 +434,9 @@ rule report:
         "results/benchmarks/report.tsv"
     conda:
         "envs/photo-tagger.yaml"
+    threads: RUN.threads("report")
     resources:
-        mem_mb=2000,
-        runtime=60,
+        **RUN.of_library("report"),
     params:
         machine=str(MACHINE),
         model=CONFIG.clip.model,
@@ -448,7 +454,7 @@ rule report:
 
 rule check:
     input:
-        index="results/plan/index.json",
+        index=RUN.index,
         records="results/records.jsonl",
         problems="results/problems.csv",
         tags="results/tags.csv",
@@ -468,9 +474,9 @@ rule check:
         "results/benchmarks/check.tsv"
     conda:
         "envs/photo-tagger.yaml"
+    threads: RUN.threads("check")
     resources:
-        mem_mb=2000,
-        runtime=60,
+        **RUN.of_library("check"),
     params:
         run_id=RUN.run_id,
         fields=RUN.fields,
@@ -484,20 +490,28 @@ rule check:
 
 
 if workflow.is_main_process:
+    clocks.set_back(
+        path for rule in workflow.rules for path in settings.outputs_of(rule)
+    )
     settings.age_what_was_forgotten(workflow.rules, RUN.by_wildcards)
+    if RUN.stored:  # what Snakemake sends along to jobs that share no files with us
+        workflow.configfiles.extend(RUN.files)
 
 
 onstart:
+    pace.lift(workflow.scheduler)
     RUN.begin()
 
 
 onsuccess:
+    RUN.gather_counts()
     RUN.freeze()
-    settings.remember(workflow.rules, RUN.by_wildcards, RUN.started)
-    prune(RUN.shard_names, RUN.setups, sidecars=CONFIG.metadata.enabled)
+    settings.remember(workflow.rules, RUN.by_wildcards, RUN.started, RUN.token)
+    RUN.prune()
     append_metrics(RUN)
     RUN.end()
 
 
 onerror:
+    RUN.gather_counts()
     RUN.end()

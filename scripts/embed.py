@@ -30,8 +30,8 @@ from PIL import Image
 
 from phototagger import images, tables, thumbnails
 from phototagger.aliases import picture_of
-from phototagger.files import write_atomic
-from phototagger.job import Stats, job
+from phototagger.files import explain, keep
+from phototagger.job import Stats, is_under_way, job
 from phototagger.machine import Machine
 from phototagger.models import card
 from phototagger.problems import PhotoProblem, Problem, one_line
@@ -75,8 +75,9 @@ class Cache:
         vector = np.frombuffer(data, "<f4")
         return vector if np.isfinite(vector).all() else None
 
-    def put(self, sha256: str, vector: np.ndarray) -> None:
-        write_atomic(self.path(sha256), vector.astype("<f4").tobytes())
+    def put(self, sha256: str, vector: np.ndarray) -> bool:
+        """Whether it was kept: not in a cache that may only be read."""
+        return keep(self.path(sha256), vector.astype("<f4").tobytes())
 
 
 def open_cache(cache: Path, model_digest: str, dimension: int, *, size: int, quality: int) -> Cache:
@@ -115,6 +116,8 @@ def _pixels(load: Callable[[Row], Image.Image], clip: "Clip", row: Row) -> "torc
     except (
         Exception
     ) as error:  # whatever a decoder may think of: this photo is left out, not the job
+        if explain(error):  # the disk, not the photo
+            raise
         log.exception("%s", row["rel_path"])
         return Problem("embed_failed", one_line(f"{type(error).__name__}: {error}"))
 
@@ -185,11 +188,14 @@ def embed(
     size: int,
     quality: int,
     digests: Mapping[str, str],
+    take_gpu: Callable[[], object] = lambda: None,
+    works_ahead: bool = True,
     stats: Stats | None = None,
 ) -> None:
     """Write the embeddings of a shard: float32 [D], not normalised, one row per distinct SHA-256.
 
-    `size` and `quality` are those of the thumbnails.
+    `size` and `quality` are those of the thumbnails; `take_gpu` is called before the model is
+    loaded. Not to be `works_ahead` where other nodes have jobs of their own for the other shards.
 
     Raises UserError if the model is unknown or not there and something has to be computed.
     """
@@ -208,13 +214,15 @@ def embed(
     stats.skipped = len(rows) - copies.total()
     stats.cached = sum(copies[sha256] for sha256, vector in found.items() if vector is not None)
     stats.progress()
+    kept = True  # also by the cache, so that other shards' jobs find it
     if missing:
+        take_gpu()
         from phototagger.clip import load_card_model  # seconds; not needed if all is known
 
         def load(row: Row) -> Image.Image:
             return load_picture(row, known.image_size, machine=machine, size=size, quality=quality)
 
-        clip = load_card_model(model, machine.models, machine.device)
+        clip = load_card_model(model, machine.models, machine.device, machine.scratch)
 
         def embeddings(rows: Iterable[Row]) -> Iterator[tuple[Row, np.ndarray | Problem]]:
             return compute(rows, clip, load, batch_size=machine.batch_size, threads=threads)
@@ -225,30 +233,35 @@ def embed(
             if isinstance(result, Problem):
                 stats.problems += copies[sha256]
             else:
-                cache.put(picture_of(row), result)
+                kept = cache.put(picture_of(row), result)
                 stats.computed += 1
                 stats.cached += copies[sha256] - 1
             stats.progress()
     schema = tables.embeddings_schema(known.embedding_dim)
     tables.write_table(output, schema, (_row(*item) for item in found.items()), digests)
-    if missing:
+    if missing and kept and works_ahead:
         deadline = time.monotonic() + AHEAD_SECONDS
-        for row, result in embeddings(rows_ahead(thumbs, output, cache, deadline)):
+        for row, result in embeddings(rows_ahead(thumbs, output, cache, deadline, stats)):
             if not isinstance(result, Problem):
                 cache.put(picture_of(row), result)
                 stats.extra["ahead"] = stats.extra.get("ahead", 0) + 1
 
 
-def rows_ahead(thumbs: Path, output: Path, cache: Cache, deadline: float) -> Iterator[Row]:
+def rows_ahead(
+    thumbs: Path, output: Path, cache: Cache, deadline: float, stats: Stats
+) -> Iterator[Row]:
     """Photos of other shards that wait to be embedded, until `deadline` (monotonic seconds).
 
-    Every job begins with the shards that follow its own, so that jobs on several nodes seldom meet.
+    Every job begins with the shards that follow its own, and leaves out those whose own job is at
+    work, so that jobs side by side (on two GPUs) seldom meet.
     """
     others = sorted(path for path in thumbs.parent.glob("*.parquet") if path != thumbs)
     later = [path for path in others if path > thumbs]
     seen: set[str] = set()
     for table in later + others[: len(others) - len(later)]:
         if output.with_name(table.name).exists() or not table.exists():
+            continue
+        if stats.path and is_under_way(stats.path.with_stem(table.stem), stats.run):
             continue
         for row in tables.read_table(table).to_pylist():
             if time.monotonic() > deadline:
@@ -271,12 +284,14 @@ def _row(sha256: str, result: np.ndarray | Problem) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    from phototagger.server import make_way
+    from contextlib import ExitStack
 
-    with job(snakemake) as stats:
+    from phototagger import allocation
+    from phototagger.gpus import lease
+
+    with job(snakemake) as stats, ExitStack() as held:
         machine = Machine.load(snakemake.params.machine)
-        if snakemake.resources.gpu:
-            make_way(machine.servers)  # a model server that nobody uses leaves the GPU to us
+        gpu = lease(snakemake.resources.gpu, machine.servers)
         embed(
             Path(snakemake.input.thumbs),
             Path(snakemake.output.table),
@@ -291,5 +306,7 @@ if __name__ == "__main__":
                 "model": snakemake.params.model_digest,
                 "code": snakemake.params.code,
             },
+            take_gpu=lambda: held.enter_context(gpu),
+            works_ahead=allocation.current() is None,
             stats=stats,
         )

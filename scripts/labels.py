@@ -41,7 +41,7 @@ def labels(
 
     from phototagger.clip import load_card_model  # seconds: after the cheap checks
 
-    clip = load_card_model(model, machine.models, machine.device)
+    clip = load_card_model(model, machine.models, machine.device, machine.scratch)
     vectors = _embed(loaded.labels, tuple(templates), clip)
     schema = pa.schema(
         [("label", pa.string()), ("embedding", pa.list_(pa.float32(), clip.dimension))]
@@ -90,23 +90,22 @@ def _embed(pack: Sequence[Label], templates: tuple[str, ...], clip: Any) -> np.n
 
 
 if __name__ == "__main__":
-    from phototagger.server import make_way
+    from phototagger.gpus import lease
 
     with job(snakemake) as stats:
         machine = Machine.load(snakemake.params.machine)
-        if snakemake.resources.gpu:
-            make_way(machine.servers)  # a model server that nobody uses leaves the GPU to us
-        labels(
-            machine.labels,
-            Path(snakemake.output.labels),
-            Path(snakemake.output.embeddings),
-            templates=snakemake.params.templates,
-            model=snakemake.params.model,
-            machine=machine,
-            digests={
-                "pack": snakemake.params.pack,
-                "model": snakemake.params.model_digest,
-                "code": snakemake.params.code,
-            },
-            stats=stats,
-        )
+        with lease(snakemake.resources.gpu, machine.servers):
+            labels(
+                machine.labels,
+                Path(snakemake.output.labels),
+                Path(snakemake.output.embeddings),
+                templates=snakemake.params.templates,
+                model=snakemake.params.model,
+                machine=machine,
+                digests={
+                    "pack": snakemake.params.pack,
+                    "model": snakemake.params.model_digest,
+                    "code": snakemake.params.code,
+                },
+                stats=stats,
+            )

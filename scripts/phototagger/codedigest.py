@@ -16,20 +16,31 @@ SCRIPTS = Path(__file__).resolve().parents[1]
 # Modules without influence on what a result says: logging, counting, where things lie, how servers
 # are started and checked (what shapes an answer is in a setup's digest).
 NEUTRAL = {
+    "allocation",
+    "buckets",
     "commandline",
     "config",
     "connection",
     "endpoints",
     "errors",
+    "flocks",
+    "gpus",
     "job",
+    "lastjob",
     "machine",
     "preflight",
     "probe",
     "processes",
+    "runfolder",
+    "scratch",
     "server",
+    "setup_weights",
     "setups",
     "supervisor",
+    "timeleft",
 }
+# Where statements hold others.
+_BLOCKS = ("body", "orelse", "finalbody", "handlers", "cases")
 
 
 def rule_digest(rule: str, data: Iterable[Path] = ()) -> str:
@@ -64,12 +75,13 @@ def code_digest(path: Path) -> str:
 def _analyse(path: Path) -> tuple[str, tuple[Path, ...]]:
     """A file's digest and the package's modules that it imports; files are read once per run."""
     tree = ast.parse(path.read_text("utf-8"), str(path))
+    statements = list(_statements(tree))
     imports = tuple(
         module
-        for name in _imported_names(tree)
+        for name in _imported_names(statements)
         if name not in NEUTRAL and (module := SCRIPTS / PACKAGE / f"{name}.py").exists()
     )
-    for node in ast.walk(tree):
+    for node in statements:
         body = getattr(node, "body", None)
         if isinstance(body, list) and body and _is_docstring(body[0]):
             node.body = body[1:] or [ast.Pass()]
@@ -84,8 +96,17 @@ def _is_docstring(node: ast.AST) -> bool:
     )
 
 
-def _imported_names(tree: ast.Module) -> Iterator[str]:
-    for node in ast.walk(tree):
+def _statements(tree: ast.Module) -> Iterator[ast.AST]:
+    """The module and every statement in it; expressions, most of a tree, are left out."""
+    queue: list[ast.AST] = [tree]
+    for node in queue:
+        yield node
+        for block in _BLOCKS:
+            queue += getattr(node, block, ())
+
+
+def _imported_names(statements: Iterable[ast.AST]) -> Iterator[str]:
+    for node in statements:
         if isinstance(node, ast.Import):
             for alias in node.names:
                 if alias.name.startswith(f"{PACKAGE}."):

@@ -48,6 +48,7 @@ class Clip:
     device: str
     batch_size: int | None
     models_dir: str | None
+    gpu_model: str | None
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,7 @@ class Config:
     photos: Photos
     plan: Plan
     cache: str
+    scratch: str | None
     thumbs: Thumbs
     clip: Clip
     labels: Labels

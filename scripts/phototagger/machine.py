@@ -2,12 +2,15 @@
 
 Everything here may differ between two machines (or mount points) without making any result stale:
 jobs read it when they run, and no rule declares it. What shapes a result is a rule's param instead.
+What lies in the clone is looked for in the clone that the reader runs from, so that a job in a
+container finds it where the image has it.
 """
 
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from phototagger import CLONE
 from phototagger.files import write_if_changed
 from phototagger.plan import Root, Roots
 
@@ -29,6 +32,7 @@ class Servers:
     idle: float = 30
     run_dir: str | None = None
     preflight: bool = True
+    gpu_model: str | None = None
 
 
 @dataclass(frozen=True)
@@ -42,21 +46,33 @@ class Machine:
     device: str  # auto, cpu or cuda
     batch_size: int | None  # images per forward pass; None: what suits the device
     servers: Servers = Servers()
+    scratch: str | None = None  # on a node's own disk, its variables not yet expanded
+    stored: str | None = None  # s3://... below which the results go, instead of into files
 
     @classmethod
     def load(cls, path: Path | str = PATH) -> "Machine":
         data = json.loads(Path(path).read_text("utf-8"))
         roots = [Root(r["name"], r["path"], r["only"] and tuple(r["only"])) for r in data["roots"]]
+        clone = data.get("clone", str(CLONE))
         return cls(
             Roots(roots),
             Path(data["cache"]),
-            Path(data["models"]),
-            Path(data["labels"]),
+            _in_this_clone(data["models"], clone),
+            _in_this_clone(data["labels"], clone),
             data["device"],
             data["batch_size"],
             Servers(**data["servers"] | {"base_url": tuple(data["servers"]["base_url"])}),
+            data.get("scratch"),
+            data.get("stored"),
         )
 
     def write(self, path: Path = PATH) -> None:
         data = asdict(self) | {"roots": [asdict(root) for root in self.roots.roots]}
+        data["clone"] = str(CLONE)
         write_if_changed(path, json.dumps(data, indent=1, default=str) + "\n")
+
+
+def _in_this_clone(path: str, clone: str) -> Path:
+    """A path of the clone that wrote it (`clone`) in ours; any other as it is."""
+    place = Path(path)
+    return CLONE / place.relative_to(clone) if place.is_relative_to(clone) else place

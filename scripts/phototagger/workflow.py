@@ -15,17 +15,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from phototagger import CLONE, names, plan
+from phototagger import CLONE, buckets, gpus, names, plan, resources, runtoken
 from phototagger.answers import words_digest
-from phototagger.codedigest import rule_digest
+from phototagger.codedigest import SCRIPTS, rule_digest
 from phototagger.config import Config, load, merge
 from phototagger.errors import UserError, one_of
-from phototagger.files import write_if_changed
+from phototagger.files import explained, write_if_changed
+from phototagger.job import read_counts
 from phototagger.labels import load_pack
+from phototagger.machine import PATH as MACHINE
 from phototagger.machine import Machine
-from phototagger.models import card, default_models_dir, weights_digest
+from phototagger.models import card, default_models_dir, weights, weights_digest
 from phototagger.prompts import FIELDS
+from phototagger.prune import prune
 from phototagger.server import make_way
+from phototagger.setups import Setup
 from phototagger.tasks import PATH as TASKS
 from phototagger.tasks import VERDICTS, Task, plan_tasks, quoted, sha256_json
 from phototagger.tokencache import TokenCache
@@ -53,10 +57,13 @@ class Run:
     config: Config
     shards: list[plan.Shard]
     run_id: str
-    facts: Mapping[str, Any]  # model_digest, pack, labels, roots, setups
+    facts: Mapping[str, Any]  # model_digest, weights_mb, pack, labels, roots, setups
     threshold: float
     tasks: Mapping[str, Task] = field(default_factory=dict)  # by setup
+    codes: Mapping[str, str] = field(default_factory=dict)  # digest of its code, by rule
     started: float = field(default_factory=time.time)
+    token: str = field(default_factory=runtoken.new)
+    stored: str | None = None  # s3://... below which outputs go (--default-storage-prefix)
 
     @cached_property
     def shard_names(self) -> list[str]:
@@ -71,8 +78,38 @@ class Run:
         """Digest of a shard's listing; as a param it shows a listing rewritten in mid-run."""
         return self._listings.get(wildcards.shard, "")
 
+    def listed(self, wildcards: Any) -> list[str]:
+        """A shard's listing as an input. Not where outputs go to a bucket: it never does, jobs get
+        it along with the Snakefile, and its digest is a param anyway."""
+        return [] if self.stored else [f"results/plan/shards/{wildcards.shard}.tsv"]
+
+    @property
+    def index(self) -> list[str]:
+        """The index of the plan as an input; see `listed`."""
+        return [] if self.stored else [str(INDEX)]
+
+    @property
+    def files(self) -> list[Path]:
+        """What jobs read of the plan, for those that have no work directory in common with us."""
+        found = [INDEX, FROZEN, TASKS, AGAIN, MACHINE, *(PLAN / "shards").glob("*.tsv")]
+        return [path for path in found if path.exists()]
+
+    def gather_counts(self) -> None:
+        """Have the counts of jobs that ran elsewhere among those of jobs that ran here."""
+        if self.stored:
+            url = buckets.join(self.stored, "results/logs")
+            buckets.fetch_new(url, Path("results/logs"), ".json")
+
+    def prune(self) -> None:
+        """Remove results that no part of the plan asks for any more."""
+        sidecars = self.config.metadata.enabled
+        if self.stored:
+            buckets.prune(self.stored, self.shard_names, self.setups, sidecars=sidecars)
+        else:
+            prune(self.shard_names, self.setups, sidecars=sidecars)
+
     def code(self, rule: str) -> str:
-        return rule_digest(rule, DATA.get(rule, ()))
+        return self.codes[rule]
 
     # ------------------------------------------------------ the rule `describe`, by its wildcards
 
@@ -115,12 +152,6 @@ class Run:
     def _again(self) -> dict[str, str]:
         return _asked_again()
 
-    def gpus_of(self, wildcards: Any) -> int:
-        """GPUs that a setup's server takes on the machine of its job."""
-        task = self.tasks.get(wildcards.setup)
-        ours = task and task.setup.command and not self.config.servers.base_url
-        return task.setup.gpus if ours else 0
-
     @property
     def by_wildcards(self) -> dict[str, str]:
         """Digests of params that depend on wildcards, by rule (see `settings`)."""
@@ -133,48 +164,112 @@ class Run:
 
     # ---------------------------------------------------------------------------------- resources
 
-    def scaled(self, base: int, per_photo: float) -> int:
-        """What a job on the largest shard there is may take: megabytes, or minutes."""
-        largest = max((shard.photos for shard in self.shards), default=0)
-        return int(base + per_photo * largest)
+    def threads(self, rule: str) -> int:
+        return resources.NEEDS[rule].threads
 
+    def of_shard(self, rule: str) -> dict[str, resources.Resource]:
+        """What a job on a shard takes (see `resources`)."""
+        largest = max((shard.photos for shard in self.shards), default=0)
+        return resources.of(rule, largest)
+
+    def of_library(self, rule: str) -> dict[str, resources.Resource]:
+        """What a job on all photos takes."""
+        return resources.of(rule, sum(shard.photos for shard in self.shards))
+
+    def of_clip(self, rule: str) -> dict[str, Any]:
+        """What a job with the CLIP model takes."""
+        largest = max((shard.photos for shard in self.shards), default=0)
+        weights = self.facts.get("weights_mb", 0)
+        loaded = resources.WEIGHTS_COPIES * weights
+        needs = resources.of(rule, largest, lambda wildcards: loaded, disk=weights)
+        return needs | {"gpu": self._clip_gpus, "gpu_model": self._clip_gpu_model}
+
+    @property
+    def _clip_gpus(self) -> int:
+        """One if a GPU was asked for, or if there is one to take on the machine that plans.
+
+        For nodes that have what this machine has not, a profile says so: set-resources.
+        """
+        clip = self.config.clip
+        if clip.device == "auto":
+            return int(bool(clip.gpu_model or gpus.visible()))
+        return int(clip.device == "cuda")
+
+    @property
+    def _clip_gpu_model(self) -> str | None:
+        return None if self.config.clip.device == "cpu" else self.config.clip.gpu_model
+
+    def of_server(self, rule: str) -> dict[str, Any]:
+        """What a job takes that asks a model server, which runs where the job does."""
+        largest = max((shard.photos for shard in self.shards), default=0)
+        needs = resources.of(rule, largest, lambda wildcards: self._server_memory(wildcards.setup))
+        return needs | {
+            "gpu": lambda wildcards: self._server_gpus(wildcards.setup),
+            "gpu_model": lambda wildcards: self._server_gpu_model(wildcards.setup),
+            "asking": 1,
+        }
+
+    def _own(self, setup: str) -> Setup | None:
+        """The setup, if we are the ones to start its server."""
+        task = self.tasks.get(setup)
+        ours = task and task.setup.command and not self.config.servers.base_url
+        return task.setup if ours else None
+
+    def _server_gpus(self, setup: str) -> int:
+        started = self._own(setup)
+        return started.gpus if started else 0
+
+    def _server_gpu_model(self, setup: str) -> str | None:
+        return self.config.servers.gpu_model if self._server_gpus(setup) else None
+
+    def _server_memory(self, setup: str) -> int:
+        if self._own(setup) is None:
+            return 0
+        return resources.SERVER_PER_GPU * self._server_gpus(setup) or resources.SERVER_ON_CPU
+
+    @explained()
     def begin(self) -> None:
-        """Forget what the last run found out about model servers."""
+        """Say which run it is, and forget what the last one found out about model servers."""
+        runtoken.publish(self.token)
         shutil.rmtree(VERDICTS, ignore_errors=True)
 
+    @explained()
     def end(self) -> None:
         """Stop servers that nobody uses; have the next run ask again what one failed on."""
         if not self.tasks:
             return
         make_way(self.config.servers)
         failed = {
-            f"{counts.parent.name}/{counts.stem}": f"again-{self.started:.0f}"
-            for counts in Path("results/logs/describe").glob("*/*.json")
-            if counts.stat().st_mtime >= self.started
-            and json.loads(counts.read_text("utf-8"))["extra"].get("server_failed")
+            f"{path.parent.name}/{path.stem}": f"again-{self.started:.0f}"
+            for path in Path("results/logs/describe").glob("*/*.json")
+            if self._failed_on(path)
         }
         if failed:
             write_if_changed(AGAIN, json.dumps(_asked_again() | failed, indent=1) + "\n")
 
+    def _failed_on(self, path: Path) -> bool:
+        """Whether a server failed on photos of the job of this run that left these counts."""
+        counts = read_counts(path)
+        if not counts.get("extra", {}).get("server_failed"):
+            return False
+        return runtoken.belongs(counts, path.stat().st_mtime, self.token, self.started)
+
+    @explained()
     def freeze(self) -> None:
         """Leave the configuration where it says what made the results; a dry run does not."""
         write_if_changed(AUDIT, FROZEN.read_bytes())
 
-    @property
-    def gpu(self) -> int:
-        """GPUs an embed job holds: one if it was asked for, or if there is one to take."""
-        device = self.config.clip.device
-        found = any(Path("/dev").glob("nvidia[0-9]*"))
-        return int(device == "cuda" or (device == "auto" and found))
 
-
-def prepare(overrides: Mapping[str, Any], main: bool) -> Run:
+@explained()
+def prepare(overrides: Mapping[str, Any], main: bool, storage: Any = None) -> Run:
     """Read the configuration, and make (or, in a job, read) the plan.
 
-    `overrides` are Snakemake's own --config and --configfile values.
+    `overrides` are Snakemake's own --config and --configfile values, `storage` its settings of
+    where outputs go.
     """
+    stored = find_stored(storage)
     if not main:
-        return _read()
+        return replace(_read(), stored=stored)
     config, roots = read_config(overrides, os.environ)
     models_dir = default_models_dir(config.clip.models_dir)
     model = card(config.clip.model, models_dir)
@@ -189,6 +284,8 @@ def prepare(overrides: Mapping[str, Any], main: bool) -> Run:
         config.clip.device,
         config.clip.batch_size,
         config.servers,
+        config.scratch,
+        stored,
     ).write()
     tasks = plan_tasks(config.describe, config.servers, _vocabulary(config.describe.vocabulary))
     content = {slug: task.as_dict() for slug, task in tasks.items()}
@@ -214,16 +311,42 @@ def prepare(overrides: Mapping[str, Any], main: bool) -> Run:
         "model_digest": model_digest,
         "pack": pack.digest,
         "labels": labels.name,
+        "weights_mb": round(weights(model.name, models_dir).bytes / 1e6),
         "roots": plan.digest(repr(roots.roots).encode()),
         "setups": {slug: _digests(task) for slug, task in tasks.items()},
     }
     if threshold is None:
         threshold = getattr(model.thresholds, config.score.measure)
     run_id = _run_id(config, shards, facts)
-    frozen = {"run_id": run_id, "threshold": threshold, "facts": facts, "config": config.as_dict()}
+    codes = {path.stem: _code(path.stem) for path in sorted(SCRIPTS.glob("*.py"))}
+    frozen = {
+        "run_id": run_id,
+        "threshold": threshold,
+        "facts": facts,
+        "codes": codes,
+        "config": config.as_dict(),
+    }
     write_if_changed(FROZEN, json.dumps(frozen, indent=1, ensure_ascii=False) + "\n")
     plan.write_index(INDEX, shards, run_id)
-    return Run(config, shards, run_id, facts, threshold, tasks)
+    return Run(config, shards, run_id, facts, threshold, tasks, codes, stored=stored)
+
+
+def find_stored(storage: Any) -> str | None:
+    """The place in a bucket that outputs go to; None for files.
+
+    Raises UserError for other storage: proposed sidecars, which no rule declares, go there, too.
+    """
+    provider = getattr(storage, "default_storage_provider", None)
+    if provider is None:
+        return None
+    prefix = storage.default_storage_prefix
+    if provider != "s3" or not buckets.is_bucket(prefix or ""):
+        raise UserError(
+            f"--default-storage-provider {provider}: results can go to S3 only; "
+            "--default-storage-provider s3 --default-storage-prefix s3://bucket/run"
+        )
+    buckets.find_folders_that_are_new()
+    return prefix.rstrip("/")
 
 
 def read_config(overrides: Mapping[str, Any], env: Mapping[str, str]) -> tuple[Config, plan.Roots]:
@@ -274,7 +397,9 @@ def own_folders(roots: plan.Roots, cache: Path) -> list[Path]:
     lies in it), what this program makes there."""
     work = Path.cwd().resolve()
     made = [work / "results", work / "cache", work / ".snakemake", cache.resolve()]
-    inside = any(Path(names.decode(r.path)).resolve().is_relative_to(work) for r in roots.roots)
+    tops = [names.decode(root.path) for root in roots.roots]
+    files = [Path(top) for top in tops if not buckets.is_bucket(top)]
+    inside = any(path.resolve().is_relative_to(work) for path in files)
     return made if inside else [*made, work]
 
 
@@ -284,7 +409,12 @@ def _read() -> Run:
     config = load(None, {}, json.loads(json.dumps(frozen["config"])))
     planned = json.loads(TASKS.read_text("utf-8"))
     tasks = {slug: Task.from_dict(task) for slug, task in planned.items()}
-    return Run(config, shards, run_id, frozen["facts"], frozen["threshold"], tasks)
+    facts, threshold, codes = frozen["facts"], frozen["threshold"], frozen["codes"]
+    return Run(config, shards, run_id, facts, threshold, tasks, codes)
+
+
+def _code(rule: str) -> str:
+    return rule_digest(rule, DATA.get(rule, ()))
 
 
 def _asked_again() -> dict[str, str]:
@@ -315,16 +445,16 @@ def _run_id(config: Config, shards: list[plan.Shard], facts: Mapping[str, str]) 
     """Digest of all that shapes the results; where things lie does not."""
     shaping = config.as_dict()
     del shaping["photos"]["roots"]
-    for key in ("device", "batch_size", "models_dir"):
+    for key in ("device", "batch_size", "models_dir", "gpu_model"):
         del shaping["clip"][key]
-    del shaping["cache"], shaping["labels"]["path"], shaping["servers"]
+    del shaping["cache"], shaping["scratch"], shaping["labels"]["path"], shaping["servers"]
     del shaping["describe"]  # in the digests of its setups
     for key in ("mode", "naming", "iptc"):  # of what is applied, not of what is proposed
         del shaping["metadata"][key]
     content = {
         "config": shaping,
         "shards": [[shard.name, shard.digest] for shard in shards],
-        "facts": {key: value for key, value in facts.items() if key != "roots"},
+        "facts": {k: v for k, v in facts.items() if k not in ("roots", "weights_mb")},
     }
     text = json.dumps(content, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

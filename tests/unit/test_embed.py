@@ -337,5 +337,22 @@ def test_working_ahead_leaves_tagged_photos_alone(shard: Path, tiny_models: Path
     write_table(folder / "1.parquet", THUMBS, rows[:1], {})
     write_table(folder / "2.parquet", THUMBS, [row | {"tagged": True} for row in rows], {})
     cache = open_cache(shard / "cache", "m", DIMENSION, size=SIZE, quality=QUALITY)
-    ahead = rows_ahead(folder / "1.parquet", folder / "out" / "1.parquet", cache, float("inf"))
+    ahead = rows_ahead(
+        folder / "1.parquet", folder / "out" / "1.parquet", cache, float("inf"), Stats()
+    )
     assert list(ahead) == []
+
+
+def test_working_ahead_leaves_shards_alone_whose_own_job_is_at_work(shard: Path, tiny_models: Path):
+    rows = read_table(shard / "thumbs.parquet").to_pylist()
+    folder, logs = shard / "tables", shard / "logs"
+    for name, row in zip("1234", rows, strict=False):
+        write_table(folder / f"{name}.parquet", THUMBS, [row], {})
+    cache = open_cache(shard / "cache", "m", DIMENSION, size=SIZE, quality=QUALITY)
+    Stats(run="this", path=logs / "2.json").write()  # at work
+    Stats(run="this", path=logs / "3.json", error="stopped").write()
+    Stats(run="last", path=logs / "4.json").write()  # was killed
+    stats = Stats(run="this", path=logs / "1.json")
+    output = folder / "out" / "1.parquet"
+    ahead = rows_ahead(folder / "1.parquet", output, cache, float("inf"), stats)
+    assert [row["rel_path"] for row in ahead] == [row["rel_path"] for row in rows[2:4]]
