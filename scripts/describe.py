@@ -11,7 +11,7 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from phototagger.pictures import Pictures
 from phototagger.replies import Replies
 from phototagger.setups import Setup
 from phototagger.tasks import Task
+from phototagger.timeleft import TimeLeft
 
 AHEAD_SECONDS = 1200  # a job may go on that long for other shards
 WORKERS = 8  # photos under way beside the requests in flight, so that pictures are ready in time
@@ -42,47 +43,64 @@ def describe(
     size: int,
     quality: int,
     ahead: bool = False,
+    beside: Collection[str] | None = None,
     stats: Stats | None = None,
+    time_left: TimeLeft | None = None,
 ) -> None:
     """Write the answers of a setup for a shard.
 
     `before` are the answers of other setups that the questions quote. `size` and `quality` are
     those of the thumbnails. With `ahead`, a job that had to ask goes on with other shards for a
-    while, so that two models that share a GPU are not loaded in turns for every shard.
+    while, so that two models that share a GPU are not loaded in turns for every shard; only with
+    those named by `beside`, if that is given.
 
-    Raises UserError if the server cannot be had or used; what was answered is kept.
+    Raises UserError if the server cannot be had or used, TransientError if that may pass or the
+    allocation ends first; what was answered is kept.
     """
     import asyncio
 
     stats = stats or Stats()
+    time_left = time_left or TimeLeft()
     rows = tables.read_table(thumbs).to_pylist()
     good = [row for row in rows if tables.goes_on(row)]
     stats.photos = len(rows)
     stats.skipped = len(rows) - len(good)
     pictures = Pictures(task.setup.image, machine, size=size, quality=quality)
+    replies = Replies(machine.cache / "describe")
     asker = Asker(
         task,
-        Replies(machine.cache / "describe"),
+        replies,
         pictures,
         connect,
         image_recipe=pictures.recipe,
         workers=workers(task, machine),
+        time_left=time_left,
     )
 
     def progress(answers: list[Answer]) -> None:
         count(stats, answers)
         stats.progress()
 
+    async def in_time(asking: Awaitable[Outcome]) -> Outcome:
+        limit = asyncio.timeout(time_left.until_leaving())
+        try:
+            async with limit:
+                return await asking
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise time_left.over() from None
+
     async def ask() -> Outcome:
         async with asker:
-            outcome = await asker.ask(good, read_values(before), progress)
-            if ahead and outcome.requests:
+            outcome = await in_time(asker.ask(good, read_values(before), progress))
+            if ahead and outcome.requests and replies.writable:  # else nobody would find it
                 deadline = time.monotonic() + AHEAD_SECONDS
                 try:
-                    for rows, said in shards_ahead(thumbs, output, before):
-                        if time.monotonic() > deadline:
+                    for rows, said in shards_ahead(thumbs, output, before, beside):
+                        if time.monotonic() > deadline or not time_left.is_enough():
                             break
-                        last = await asker.ask(rows, read_values(said))
+                        last = await in_time(asker.ask(rows, read_values(said)))
                         outcome.add_requests(last)
                         stats.extra["ahead"] = stats.extra.get("ahead", 0) + len(rows)
                 except UserError as error:  # those shards' own jobs will say so
@@ -101,13 +119,17 @@ def describe(
 
 
 def shards_ahead(
-    thumbs: Path, output: Path, before: Sequence[Path]
+    thumbs: Path, output: Path, before: Sequence[Path], beside: Collection[str] | None = None
 ) -> Iterator[tuple[list[Row], list[Path]]]:
-    """Photos of other shards that wait to be asked about, and the answers that they quote."""
+    """Photos of other shards (of `beside` only) that wait to be asked about, and the answers that
+    they quote.
+    """
     for table in sorted(thumbs.parent.glob("*.parquet")):
         quoted = [path.with_name(f"{table.stem}.jsonl") for path in before]
         done = output.with_name(f"{table.stem}.jsonl")
         if table == thumbs or done.exists() or not all(path.exists() for path in quoted):
+            continue
+        if beside is not None and table.stem not in beside:
             continue
         rows = tables.read_table(table).to_pylist()
         yield [row for row in rows if tables.goes_on(row)], quoted
@@ -249,9 +271,15 @@ def costs(task: Task, outcome: Outcome) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    from phototagger.connection import connect
+    from contextlib import AbstractAsyncContextManager
+
+    from phototagger import allocation
+    from phototagger.connection import Connected, connect
+    from phototagger.lastjob import leaving, shards_here
+    from phototagger.scratch import ready_for
 
     with job(snakemake) as stats:
+        time_left = TimeLeft.of(allocation.current())
         machine = Machine.load(snakemake.params.machine)
         task = read_task(
             Path(snakemake.params.tasks), snakemake.wildcards.setup, snakemake.params.recipe
@@ -259,15 +287,25 @@ if __name__ == "__main__":
         others = read_others(Path(snakemake.params.tasks), task.setup.slug)
         logs = Path("results/logs/servers")
         logging.getLogger("httpx").setLevel(logging.WARNING)  # a line per request otherwise
-        describe(
-            Path(snakemake.input.thumbs),
-            Path(snakemake.output.answers),
-            task=task,
-            before=[Path(path) for path in snakemake.input.before],
-            machine=machine,
-            connect=lambda: connect(task.setup, machine.servers, logs, others=others),
-            ahead=takes_turns(task, others, machine),
-            size=snakemake.params.size,
-            quality=snakemake.params.quality,
-            stats=stats,
-        )
+
+        def connected() -> AbstractAsyncContextManager[Connected]:
+            if not machine.servers.base_url:  # the server will be one of ours
+                ready_for([task.setup, *others], machine.scratch)
+            return connect(task.setup, machine.servers, logs, others=others, time_left=time_left)
+
+        output = Path(snakemake.output.answers)
+        with leaving(task.setup, machine.servers, output):
+            describe(
+                Path(snakemake.input.thumbs),
+                output,
+                task=task,
+                before=[Path(path) for path in snakemake.input.before],
+                machine=machine,
+                connect=connected,
+                ahead=takes_turns(task, others, machine),
+                beside=shards_here(output),
+                size=snakemake.params.size,
+                quality=snakemake.params.quality,
+                stats=stats,
+                time_left=time_left,
+            )

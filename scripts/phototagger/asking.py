@@ -27,10 +27,12 @@ from typing import Any, Protocol
 from phototagger import answers, groups, keywords, names, prompts
 from phototagger.aliases import picture_of
 from phototagger.chat import Question, Refused, Reply
+from phototagger.errors import TransientError
 from phototagger.problems import PhotoProblem, one_line
 from phototagger.prompts import Prompt
 from phototagger.replies import Kept, Replies
 from phototagger.tasks import Task, needs, sha256_json
+from phototagger.timeleft import TimeLeft
 
 log = logging.getLogger(__name__)
 
@@ -126,6 +128,7 @@ class Asker:
         *,
         image_recipe: str,
         workers: int,
+        time_left: TimeLeft | None = None,
     ):
         self._task = task
         self._replies = replies
@@ -133,6 +136,7 @@ class Asker:
         self._connect = connect
         self._image_recipe = image_recipe
         self._workers = workers
+        self._time_left = time_left or TimeLeft()
         self._rules = keywords.Rules(
             max_keywords=task.max_keywords,
             lowercase=task.lowercase,
@@ -164,7 +168,8 @@ class Asker:
 
         Capture groups are looked for among the rows.
 
-        Raises UserError if the server cannot be had or used; replies so far are kept.
+        Raises UserError if the server cannot be had or used, TransientError if the allocation ends
+        before all is asked; replies so far are kept.
         """
         found: list[list[Answer]] = [[] for _ in rows]
         sources = groups.capture_groups(rows).sources(rows, self._task.prompts, self._asks)
@@ -310,9 +315,11 @@ class Asker:
                 return key, await asyncio.shield(self._pending[key]), False
         future = self._pending[key] = asyncio.get_running_loop().create_future()
         try:
+            self._time_left.check()
             connection = await self._connected()
             image = await picture.data_url(self._task.setup.image.format)
             reply = await connection.ask(_with_image(question, image))
+            self._time_left.answered(reply.seconds)
             kept = Kept(reply, connection.version)
             self._replies.put(key, request, kept)
             future.set_result(kept)
@@ -417,10 +424,17 @@ class Asker:
     ) -> None:
         """Do the work for all numbers in their order, `workers` of them at a time."""
         todo = iter(sorted(numbers))
+        too_late: list[TransientError] = []
 
         async def worker() -> None:
             for number in todo:
-                await work(number)
+                try:
+                    await work(number)
+                except TransientError as error:
+                    if self._time_left.is_enough():
+                        raise
+                    too_late.append(error)  # what the others have asked may still be answered
+                    return
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -428,6 +442,8 @@ class Asker:
                     group.create_task(worker())
         except BaseExceptionGroup as errors:
             raise _first(errors) from None
+        if too_late:
+            raise too_late[0]
 
 
 class _Picture:

@@ -21,17 +21,19 @@ import random
 import re
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
 from phototagger import dialects, probe, server
 from phototagger.endpoints import Endpoint, Pool
-from phototagger.errors import UserError
+from phototagger.errors import TransientError, UserError
 from phototagger.machine import Servers
 from phototagger.server import Served
 from phototagger.setups import Setup
+from phototagger.timeleft import TimeLeft
 
 CONNECT_TIMEOUT = 5.0  # seconds
 KEEPALIVE = 4.0  # seconds; vLLM closes an idle connection after 5
@@ -150,9 +152,15 @@ class ChatClient:
     """
 
     def __init__(
-        self, setup: Setup, served: Served, servers: Servers, api_key: str | None = None
+        self,
+        setup: Setup,
+        served: Served,
+        servers: Servers,
+        api_key: str | None = None,
+        time_left: TimeLeft | None = None,
     ) -> None:
         self.counts = Counts()
+        self._time_left = time_left or TimeLeft()
         self._setup, self._served, self._servers = setup, served, servers
         self._key = api_key
         self._headers = {"Content-Type": "application/json"}
@@ -162,7 +170,7 @@ class ChatClient:
         self._quiet_since: float | None = None  # first of the busy answers since the last good one
         self._refusals = 0  # in a row
         self._asking = 0
-        self._fatal: str | None = None
+        self._fatal: Callable[[], UserError] | None = None  # why nobody is asked any more
         self._last: OrderedDict[int, Endpoint] = OrderedDict()  # by picture
 
     @property
@@ -185,7 +193,8 @@ class ChatClient:
     async def ask(self, question: Question) -> Reply:
         """The answer to one question.
 
-        Raises Refused if this question has none, UserError if no question will have one.
+        Raises Refused if this question has none, UserError if no question will have one,
+        TransientError if there is no time left for it.
         """
         if self._asking == 0:
             self._quiet_since = None  # nobody was waiting, so nothing was quiet
@@ -212,6 +221,7 @@ class ChatClient:
         sent = time.monotonic()
         try:
             self._check_stopped()
+            self._time_left.check()
             self._count(endpoint, progress)
             completion = await self._request(endpoint, question)
             seconds = time.monotonic() - sent
@@ -359,7 +369,8 @@ class ChatClient:
         if now - self._quiet_since >= budget:
             raise self._stop(
                 f"no answer within servers.busy_budget ({budget:g} s): {error.message}; "
-                "start the server, or give it more time"
+                "start the server, or give it more time",
+                TransientError,
             )
         if error.how == "away":
             return 0  # the endpoint rests, not the question
@@ -387,7 +398,8 @@ class ChatClient:
         if self._refusals >= HOPELESS and hopeless:
             return self._stop(
                 f"{self._refusals} questions in a row were not answered: {message}{also}; "
-                f"{self._what_to_do(kind)}"
+                f"{self._what_to_do(kind)}",
+                TransientError if kind == "server_failed" else UserError,
             )
         said = message
         for endpoint in self._pool.endpoints:
@@ -400,22 +412,22 @@ class ChatClient:
         log = f" (log: {self._served.log})" if self._served.log else ""
         return f"look after the server{log}, or give it more time by servers.timeout"
 
-    def _stop(self, message: str) -> UserError:
+    def _stop(self, message: str, kind: type[UserError] = UserError) -> UserError:
         """The error that ends this and every other question."""
-        self._fatal = self._fatal or message
+        self._fatal = self._fatal or partial(kind, message)
         self._stopped.set()
-        self._pool.fail(lambda: UserError(self._fatal))
-        return UserError(self._fatal)
+        self._pool.fail(self._fatal)
+        return self._fatal()
 
     def _check_stopped(self) -> None:
         if self._fatal:
-            raise UserError(self._fatal)
+            raise self._fatal()
 
     def _check_alive(self) -> None:
         try:
             server.check_alive(self._served)
         except UserError as error:
-            raise self._stop(str(error)) from None
+            raise self._stop(str(error), type(error)) from None
 
     def _remember(self, picture: int | None, endpoint: Endpoint) -> None:
         if picture is None:

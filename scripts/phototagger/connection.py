@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
@@ -15,14 +14,16 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from phototagger import preflight
+from phototagger import allocation, preflight
 from phototagger.chat import ChatClient, Counts, Question, Reply, api_key_of
 from phototagger.errors import UserError
 from phototagger.files import write_atomic
 from phototagger.machine import Servers
-from phototagger.server import Served, check_alive, serve
+from phototagger.runfolder import scope
+from phototagger.server import GRACE, Served, check_alive, serve
 from phototagger.setups import Setup
 from phototagger.tasks import VERDICTS
+from phototagger.timeleft import TimeLeft
 
 T = TypeVar("T")
 
@@ -60,31 +61,35 @@ async def connect(
     logs: Path,
     verdicts: Path = VERDICTS,
     others: Sequence[Setup] = (),
+    time_left: TimeLeft | None = None,
 ) -> AsyncIterator[Connected]:
     """Start or find the server of a setup, check it once per run, and keep it while in use.
 
     `logs` is the folder for what servers print that are started, `others` are the run's other
-    setups: they are checked, too, before the first photo. Raises UserError.
+    setups: they are checked, too, before the first photo; not in an allocation, which may have
+    been given for this setup only. Raises UserError.
     """
-    key = api_key_of(servers)
-    planned = (*others, setup) if servers.preflight else (setup,)
-    await _in_thread(partial(_check_once, planned, servers, logs, verdicts))
-    holding = serve(setup, servers, log=log_of(setup, logs))
-    served = await _in_thread(holding.__enter__)  # minutes, for a large model
+    key, cancelled = api_key_of(servers), threading.Event()
+    if allocation.current() is None:
+        planned = (*others, setup) if servers.preflight else (setup,)
+        await _in_thread(partial(_check_once, planned, servers, logs, verdicts))
+    holding = serve(setup, servers, log=log_of(setup, logs), cancelled=cancelled)
+    served = await _in_thread(holding.__enter__, cancelled)  # minutes, for a large model
     try:
         if servers.preflight:
             ensure = partial(preflight.ensure, setup, served, servers, verdicts, api_key=key)
             for warning in (await _in_thread(ensure)).warnings:
                 log.warning("%s: %s", setup.slug, warning)
-        async with ChatClient(setup, served, servers, api_key=key) as client:
+        async with ChatClient(setup, served, servers, key, time_left) as client:
             yield Connected(served, client)
     finally:
         holding.__exit__(None, None, None)
 
 
 def log_of(setup: Setup, logs: Path) -> Path:
-    """Where the server of a setup writes on this machine."""
-    return logs / f"{setup.slug}-{os.uname().nodename}.log"
+    """Where the server of a setup writes on this machine, or in this allocation."""
+    place = allocation.current()
+    return logs / f"{setup.slug}-{scope(place) if place else os.uname().nodename}.log"
 
 
 def _check_once(setups: Sequence[Setup], servers: Servers, logs: Path, verdicts: Path) -> None:
@@ -95,18 +100,17 @@ def _check_once(setups: Sequence[Setup], servers: Servers, logs: Path, verdicts:
     """
     parts = sorted([setup.slug, setup.digest] for setup in setups)
     key = hashlib.sha256(json.dumps([parts, servers.base_url]).encode()).hexdigest()
-    verdicts.mkdir(parents=True, exist_ok=True)
     kept = verdicts / f"all-{key}.json"
-    with (verdicts / f"all-{key}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not kept.exists():
-            verdict = _check_all(setups, servers, logs, verdicts)
-            write_atomic(kept, json.dumps({"error": verdict}) + "\n")
-    if error := json.loads(kept.read_bytes())["error"]:
-        raise UserError(error)
+    with preflight.one_at_a_time(verdicts, f"all-{key}", servers):
+        if (verdict := preflight.read(kept)) is None:
+            verdict = preflight.bad(_check_all(setups, servers, logs, verdicts))
+            write_atomic(kept, json.dumps(verdict) + "\n")
+    preflight.raise_if_bad(verdict)
 
 
-def _check_all(setups: Sequence[Setup], servers: Servers, logs: Path, verdicts: Path) -> str | None:
+def _check_all(
+    setups: Sequence[Setup], servers: Servers, logs: Path, verdicts: Path
+) -> UserError | None:
     """What is wrong with the first server that cannot be used, or None."""
     try:
         for setup in setups:  # the one that is wanted comes last, and stays up
@@ -115,14 +119,15 @@ def _check_all(setups: Sequence[Setup], servers: Servers, logs: Path, verdicts: 
                     key = api_key_of(servers)
                     preflight.ensure(setup, served, servers, verdicts, api_key=key)
     except UserError as error:
-        return str(error)
+        return error
     return None
 
 
-async def _in_thread(work: Callable[[], T]) -> T:
+async def _in_thread(work: Callable[[], T], cancelled: threading.Event | None = None) -> T:
     """Run what blocks in a daemon thread: a job that is told to stop need not wait for its end.
 
-    (asyncio.to_thread would be waited for. What is left of a server is its supervisor's business.)
+    (asyncio.to_thread would be waited for. What is left of a server is its supervisor's business;
+    in an allocation, which may be over in seconds, `cancelled` has the thread stop it at once.)
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
@@ -143,5 +148,12 @@ async def _in_thread(work: Callable[[], T]) -> T:
         with contextlib.suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(tell, *outcome)
 
-    threading.Thread(target=run, daemon=True).start()
-    return await future
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        return await future
+    except asyncio.CancelledError:
+        if cancelled and allocation.current():
+            cancelled.set()
+            thread.join(GRACE)
+        raise

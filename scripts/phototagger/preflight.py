@@ -13,17 +13,20 @@ import json
 import os
 import random
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from phototagger import canary, probe
+from phototagger import allocation, canary, probe
 from phototagger.canary import Challenge
 from phototagger.chat import ChatClient, Question, Refused, Reply
-from phototagger.errors import UserError
+from phototagger.errors import TransientError, UserError
 from phototagger.files import write_atomic
 from phototagger.machine import Servers
 from phototagger.problems import one_line
+from phototagger.runfolder import run_dir, scope
 from phototagger.server import Served
 from phototagger.setups import Setup
 
@@ -105,15 +108,13 @@ def ensure(
     """
     parts = [setup.digest, served.instance, served.model, *served.base_urls]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-    folder.mkdir(parents=True, exist_ok=True)
     kept = folder / f"{key}.json"
-    with (folder / f"{key}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # released by the system if this job is killed
-        if (verdict := _read(kept)) is None:
+    with one_at_a_time(folder, key, servers):
+        if (verdict := read(kept)) is None:
             verdict = _verdict(setup, served, servers, api_key)
-            write_atomic(kept, json.dumps(verdict, indent=1) + "\n")
-    if verdict["error"] is not None:
-        raise UserError(verdict["error"])
+            if not (verdict["transient"] and allocation.current()):  # it may pass on another node
+                write_atomic(kept, json.dumps(verdict, indent=1) + "\n")
+    raise_if_bad(verdict)
     report = verdict["report"]
     lists = {name: tuple(report[name]) for name in ("models", "warnings")}
     return Report(**{**report, **lists})
@@ -124,15 +125,46 @@ def _verdict(setup: Setup, served: Served, servers: Servers, api_key: str | None
     try:
         report = check(setup, served, servers, api_key=api_key)
     except UserError as error:
-        return {**about, "error": str(error), "report": None}
-    return {**about, "error": None, "report": asdict(report)}
+        return {**about, **bad(error), "report": None}
+    return {**about, **bad(None), "report": asdict(report)}
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def read(path: Path) -> dict[str, Any] | None:
+    """A kept verdict; None if there is none, or it is damaged."""
     try:
         return json.loads(path.read_bytes())
     except (OSError, ValueError):
         return None
+
+
+def bad(error: UserError | None) -> dict[str, Any]:
+    """What a verdict says about what was found wrong, if anything was."""
+    transient = isinstance(error, TransientError)
+    return {"error": None if error is None else str(error), "transient": transient}
+
+
+def raise_if_bad(verdict: Mapping[str, Any]) -> None:
+    """Raise what was found wrong, in whichever job that was."""
+    if verdict["error"] is not None:
+        raise (TransientError if verdict.get("transient") else UserError)(verdict["error"])
+
+
+@contextmanager
+def one_at_a_time(verdicts: Path, key: str, servers: Servers) -> Iterator[None]:
+    """One job checks while the others wait for its verdict.
+
+    On the nodes of a cluster, `verdicts` is on a file system whose locks nobody should wait for.
+    There the lock is in the node's run folder, so that at worst each allocation checks for itself.
+    The system releases it if this job is killed.
+    """
+    verdicts.mkdir(parents=True, exist_ok=True)
+    path = verdicts / f"{key}.lock"
+    if place := allocation.current():
+        about = hashlib.sha256(str(verdicts.absolute()).encode()).hexdigest()[:16]
+        path = run_dir(servers) / f"preflight-{about}@{scope(place)}.lock"
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 # --------------------------------------------------------------------------------------- checks
@@ -177,7 +209,8 @@ class _Checks:
                 pause = max(_PAUSE, seen.retry_after or 0)
                 if seen.final or time.monotonic() + pause > until:
                     waited = "" if seen.final else "; waited for servers.busy_budget"
-                    raise UserError(f"{self.where}: {seen.reason}{waited}")
+                    kind = UserError if seen.final else TransientError
+                    raise kind(f"{self.where}: {seen.reason}{waited}")
                 time.sleep(pause)
 
     async def _text(self) -> Reply:

@@ -7,6 +7,9 @@ A server that somebody else runs (`servers.base_url`, a setup without a command,
 answers at the setup's address) is waited for and used, never started or stopped. Else the first job
 starts the setup's command, without a shell and bound to loopback; others join. It stays up as long
 as a job uses it and `servers.idle` seconds longer; see `supervisor` for how that is kept.
+
+In an allocation of a batch system, servers are shared by the jobs of that allocation only, listen
+at any free port, and end before it does.
 """
 
 import contextlib
@@ -19,26 +22,34 @@ import re
 import shutil
 import signal
 import socket
-import stat
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
-from phototagger import commandline, probe, processes
-from phototagger.errors import UserError
+from phototagger import allocation, commandline, gpus, probe, processes
+from phototagger.allocation import Allocation
+from phototagger.errors import TransientError, UserError
 from phototagger.machine import Servers
 from phototagger.models import default_models_dir
+from phototagger.runfolder import run_dir, scope, this_host
 from phototagger.setups import Setup
-from phototagger.supervisor import Files, Order, State, is_leased, take
+from phototagger.supervisor import (
+    CANNOT_RUN,
+    Files,
+    Order,
+    State,
+    is_leased,
+    take,
+    take_patiently,
+)
 
 if TYPE_CHECKING:
     import httpx
@@ -68,15 +79,22 @@ class Served:
 
 @contextmanager
 def serve(
-    setup: Setup, servers: Servers, *, log: Path, env: Mapping[str, str] | None = None
+    setup: Setup,
+    servers: Servers,
+    *,
+    log: Path,
+    env: Mapping[str, str] | None = None,
+    cancelled: threading.Event | None = None,
 ) -> Iterator[Served]:
     """Yield a server that is ready for the setup's model, and keep it up meanwhile.
 
     A server that has to be started gets `env` (default: our environment) and appends what it prints
     to `log`. Blocks until it is ready: at most `servers.start_timeout` (or the setup's) seconds for
-    an own one, `servers.busy_budget` for somebody else's.
+    an own one, `servers.busy_budget` for somebody else's. If another thread sets `cancelled`
+    meanwhile, what was begun to start is stopped.
 
-    Raises UserError, with the last lines of the log, if it cannot be had.
+    Raises UserError, with the last lines of the log, if it cannot be had; TransientError if that
+    may pass.
     """
     from phototagger.chat import api_key_of
 
@@ -86,14 +104,14 @@ def serve(
         urls = servers.base_url or (setup.base_url,)
         yield _find(setup, urls, servers, key)
         return
-    launch = _launch(setup, servers, environment, log, key)
+    launch = _launch(setup, servers, environment, log, key, cancelled or threading.Event())
     served, lease = _join_or_start(launch)
     with lease or contextlib.nullcontext():
         yield served
 
 
 def check_alive(served: Served) -> None:
-    """Raise UserError, with the last lines of its log, if an own server is no longer there."""
+    """Raise TransientError, with the last lines of its log, if an own server is gone."""
     if not served.files:
         return
     state = served.files.read()
@@ -101,22 +119,36 @@ def check_alive(served: Served) -> None:
         return
     if state and state.instance == served.instance:
         processes.wait_until_gone(state.supervisor, GRACE)  # it writes the reason into the log
-    raise UserError(
+    raise TransientError(
         f"{served.files.slug}: the model server is gone; start the run again, what is done stays "
         f"done{_tail(served.log)}"
     )
 
 
 def stop_idle(servers: Servers) -> list[str]:
-    """Stop the servers of this machine that nobody uses; returns their slugs, sorted.
+    """Stop the servers of this machine (or allocation) that nobody uses; returns their slugs,
+    sorted.
 
-    Left-overs of a supervisor that was killed are cleared away, too.
+    Left-overs of a supervisor, or an allocation, that was killed are cleared away, too.
     """
     try:
-        folder = _run_dir(servers, create=False)
+        folder = run_dir(servers, create=False)
     except (FileNotFoundError, NotADirectoryError):
         return []
+    _clear_left_overs(folder)
     return sorted(state.slug for state in _stop_unused(folder))
+
+
+def stop_one(setup: Setup, servers: Servers) -> bool:
+    """Stop a setup's server unless somebody uses it; whether it was stopped.
+
+    Returns when it is gone, after `GRACE` seconds and a little at most.
+    """
+    try:
+        folder = run_dir(servers, create=False)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return bool(_stop_unused(folder, lambda state: state.slug == setup.slug))
 
 
 def make_way(servers: Servers) -> None:
@@ -150,7 +182,7 @@ def _find(setup: Setup, urls: Sequence[str], servers: Servers, key: str | None) 
         if all(look.final for look in looks.values()):
             raise UserError(f"{setup.slug}: {reasons}")
         if time.monotonic() + wait > deadline:
-            raise UserError(
+            raise TransientError(
                 f"{setup.slug}: no model server within {servers.busy_budget:g} s "
                 f"(servers.busy_budget): {reasons}; start it, or correct servers.base_url"
             )
@@ -193,10 +225,12 @@ class _Launch:
     log: Path
     folder: Path
     key: str | None = field(repr=False)
+    cancelled: threading.Event
+    place: Allocation | None
 
     @property
     def files(self) -> Files:
-        return Files(self.folder, f"{self.setup.slug}@{_host()}")
+        return Files(self.folder, f"{self.setup.slug}@{scope(self.place)}")
 
     @property
     def line(self) -> str:
@@ -214,7 +248,12 @@ class _Launch:
 
 
 def _launch(
-    setup: Setup, servers: Servers, environment: dict[str, str], log: Path, key: str | None
+    setup: Setup,
+    servers: Servers,
+    environment: dict[str, str],
+    log: Path,
+    key: str | None,
+    cancelled: threading.Event,
 ) -> _Launch:
     """Take the setup's command apart.
 
@@ -234,8 +273,19 @@ def _launch(
             f"{setup.slug}: {command.argv[0]}: command not found; install it, put it on the PATH, "
             "or start the server yourself and name it by servers.base_url"
         )
-    folder = _run_dir(servers)
-    return _Launch(setup, servers, command, environment, notes, host, log.absolute(), folder, key)
+    return _Launch(
+        setup,
+        servers,
+        command,
+        environment,
+        notes,
+        host,
+        log.absolute(),
+        run_dir(servers),
+        key,
+        cancelled,
+        allocation.current(),
+    )
 
 
 def _on_loopback(
@@ -261,25 +311,30 @@ def _on_loopback(
 def _join_or_start(launch: _Launch) -> tuple[Served, IO[bytes] | None]:
     """A ready server and our lease on it (None for somebody else's)."""
     files = launch.files
-    with take(files.lock, fcntl.LOCK_EX):
+    _clear_left_overs(launch.folder)
+    with take_patiently(files.lock, launch.cancelled):
         state = files.read()
-        if state and not (processes.alive(state.supervisor) and processes.alive(state.server)):
+        if state and not (_runs(state) and (_is_owned(state) or is_leased(files))):
             _clear(files, state)
             state = None
         if state and state.line != launch.line:
             if is_leased(files):
-                raise UserError(
+                raise TransientError(
                     f"{state.slug}: in use on this machine with another command; wait for that run "
                     "to end, or use another servers.run_dir"
                 )
             _clear(files, state)
             state = None
         if state is None:
-            with take(launch.folder / f"{_host()}.start", fcntl.LOCK_EX):  # two want one port
+            # two want one port
+            with take_patiently(launch.folder / f"{this_host()}.start", launch.cancelled):
                 found = _start(launch)
             if isinstance(found, Served):
                 return found, None
             state = found
+        elif launch.place and launch.place.owner not in state.owners:
+            state = replace(state, owners=(*state.owners, launch.place.owner))
+            files.write(state)
         try:
             served = _wait_until_ready(launch, state)
         except BaseException:
@@ -294,15 +349,16 @@ def _start(launch: _Launch) -> State | Served:
     port = _port(launch)
     base_url = launch.base_url(port)
     _make_room(launch, base_url)
-    if launch.servers.port != 0 and (found := _already_there(launch, base_url)):
+    if not _any_port(launch) and (found := _already_there(launch, base_url)):
         return found
     files, instance = launch.files, uuid.uuid4().hex
     command = commandline.with_port(launch.command, port)
+    lease = gpus.wait_for(launch.setup.gpus, launch.servers, launch.env, launch.cancelled)
     order = Order(
         folder=str(files.folder),
         name=files.name,
         argv=command.argv,
-        env={**launch.env, **command.env},
+        env={**launch.env, **command.env, **lease.environment},
         idle=launch.servers.idle,
         grace=GRACE,
         notes=(f"starting {launch.setup.command}", f"on port {port}", *launch.notes),
@@ -312,22 +368,27 @@ def _start(launch: _Launch) -> State | Served:
         base_url=base_url,
         gpus=launch.setup.gpus,
         log=str(launch.log),
+        owner=launch.place.owner if launch.place else None,
+        ends=launch.place.ends if launch.place else None,
     )
-    supervisor = _spawn(order)
+    with contextlib.closing(lease):  # the supervisor holds it from here on
+        supervisor = _spawn(order, lease.descriptors)
     while (state := files.read()) is None or state.instance != instance:
-        if supervisor.poll() is not None:  # the server could not even be started, or ended at once
-            raise UserError(f"{launch.setup.slug}: the server did not start{_tail(launch.log)}")
+        if (status := supervisor.poll()) is not None:
+            kind = UserError if status == CANNOT_RUN else TransientError  # that ended at once
+            raise kind(f"{launch.setup.slug}: the server did not start{_tail(launch.log)}")
         time.sleep(0.02)
     return state
 
 
-def _spawn(order: Order) -> "subprocess.Popen[bytes]":
+def _spawn(order: Order, descriptors: Sequence[int] = ()) -> "subprocess.Popen[bytes]":
+    """The order's supervisor; it and its guard keep the descriptors open, the server does not."""
     log = Path(order.log)
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_bytes(b"")  # not what the last one printed
     except OSError as error:
-        raise UserError(
+        raise TransientError(
             f"{log}: the server's log cannot be written ({error.strerror}); make room for it"
         ) from error
     scripts = str(Path(__file__).parents[1])
@@ -340,6 +401,7 @@ def _spawn(order: Order) -> "subprocess.Popen[bytes]":
             stdout=output,
             stderr=output,
             start_new_session=True,
+            pass_fds=descriptors,
         )
     with contextlib.suppress(BrokenPipeError), supervisor.stdin as pipe:
         pipe.write(json.dumps(asdict(order)).encode())
@@ -350,7 +412,8 @@ def _spawn(order: Order) -> "subprocess.Popen[bytes]":
 def _wait_until_ready(launch: _Launch, state: State) -> Served:
     """Wait for health and the model.
 
-    Raises UserError if the server ends, serves something else, or takes too long.
+    Raises UserError if it serves something else; TransientError if it ends, takes too long, or
+    nobody waits for it any more.
     """
     setup, began, pause = launch.setup, time.monotonic(), 0.02
     with probe.client(state.base_url, launch.key) as http:
@@ -359,15 +422,17 @@ def _wait_until_ready(launch: _Launch, state: State) -> Served:
             seconds = time.monotonic() - began
             if not processes.alive(state.server):
                 processes.wait_until_gone(state.supervisor, GRACE)  # it notes how it ended
-                raise _failed(launch, state, f"the server ended after {seconds:.1f} s")
+                reason = f"the server ended after {seconds:.1f} s"
+                raise _failed(launch, state, reason, TransientError)
             if look.models:
                 break
             if look.final:
                 raise _failed(launch, state, look.reason)
             if seconds > launch.timeout:
                 reason = f"not ready after {launch.timeout:g} s (servers.start_timeout)"
-                raise _failed(launch, state, f"{reason}: {look.reason}")
-            time.sleep(pause)
+                raise _failed(launch, state, f"{reason}: {look.reason}", TransientError)
+            if launch.cancelled.wait(pause):
+                raise TransientError(f"{setup.slug}: stopped while its server was starting")
             pause = min(1.5 * pause, 1.0)
         try:
             model = probe.choose(look.models, setup.model, "it")
@@ -386,13 +451,22 @@ def _wait_until_ready(launch: _Launch, state: State) -> Served:
     )
 
 
-def _failed(launch: _Launch, state: State, reason: str) -> UserError:
-    return UserError(f"{launch.setup.slug}: {reason}{_tail(Path(state.log))}")
+def _failed(
+    launch: _Launch, state: State, reason: str, kind: type[UserError] = UserError
+) -> UserError:
+    return kind(f"{launch.setup.slug}: {reason}{_tail(Path(state.log))}")
+
+
+def _any_port(launch: _Launch) -> bool:
+    """Whether any free port will do: on a node, other allocations may have the setup's own."""
+    if launch.servers.port is not None:
+        return launch.servers.port == 0
+    return launch.place is not None and probe.is_loopback(launch.host)
 
 
 def _port(launch: _Launch) -> int:
     """The port to listen on."""
-    wanted = launch.servers.port
+    wanted = 0 if _any_port(launch) else launch.servers.port
     if wanted is None:
         parts = urlsplit(launch.setup.base_url)
         return launch.command.port() or parts.port or (443 if parts.scheme == "https" else 80)
@@ -406,17 +480,19 @@ def _port(launch: _Launch) -> int:
 def _make_room(launch: _Launch, base_url: str) -> None:
     """Stop idle servers of other setups that have our port, or a GPU if we need one.
 
-    Raises UserError if one that is in use has our port.
+    Raises TransientError if one that is in use has our port.
     """
 
     def in_the_way(state: State) -> bool:
-        return state.base_url == base_url or bool(launch.setup.gpus and state.gpus)
+        # Where GPUs can be told apart, `gpus` sees to it that one is free.
+        rival = launch.setup.gpus and state.gpus and not gpus.visible(launch.env)
+        return state.base_url == base_url or bool(rival)
 
     _stop_unused(launch.folder, in_the_way)
     for files in _all_files(launch.folder):
         state = files.read()
         if state and state.base_url == base_url:
-            raise UserError(
+            raise TransientError(
                 f"{launch.setup.slug}: {base_url} belongs to the setup {state.slug}, which is in "
                 "use; give each its own port (servers.port: 0 for any free one)"
             )
@@ -425,7 +501,7 @@ def _make_room(launch: _Launch, base_url: str) -> None:
 def _already_there(launch: _Launch, base_url: str) -> Served | None:
     """Somebody else's server with the wanted model at our address; None if nobody listens.
 
-    Raises UserError if another program, or another model, has the port.
+    Raises TransientError if another program, or another model, has the port.
     """
     setup, port = launch.setup, urlsplit(base_url).port
     try:
@@ -448,7 +524,7 @@ def _already_there(launch: _Launch, base_url: str) -> Served | None:
             else:
                 logging.info("%s: %s is already served there", setup.slug, base_url)
                 return _served(setup, [base_url], model, http)
-    raise UserError(
+    raise TransientError(
         f"{setup.slug}: port {port} is taken by another program ({why}); "
         "stop it, or choose another port (servers.port, 0 for any free one)"
     )
@@ -458,8 +534,31 @@ def _already_there(launch: _Launch, base_url: str) -> Served | None:
 
 
 def _all_files(folder: Path) -> list[Files]:
-    """Those of this machine's servers, running or left over."""
-    return [Files(folder, path.stem) for path in sorted(folder.glob(f"*@{_host()}.json"))]
+    """Those of the servers of this machine (or allocation), running or left over."""
+    here = scope(allocation.current())
+    return [Files(folder, path.stem) for path in sorted(folder.glob(f"*@{here}.json"))]
+
+
+def _clear_left_overs(folder: Path) -> None:
+    """Clear away what allocations left on this machine that are over."""
+    for path in sorted(folder.glob(f"*@{this_host()}.*.json")):
+        files = Files(folder, path.stem)
+        state = files.read()
+        if state is None or _is_owned(state):
+            continue
+        with _briefly_locked(files, 0) as lock:
+            state = files.read()
+            if lock and state and not _is_owned(state) and not is_leased(files):
+                _clear(files, state)
+
+
+def _runs(state: State) -> bool:
+    return processes.alive(state.supervisor) and processes.alive(state.server)
+
+
+def _is_owned(state: State) -> bool:
+    """Whether its allocation, if it has one, goes on."""
+    return not state.owners or any(processes.alive(owner) for owner in state.owners)
 
 
 def _stop_unused(folder: Path, wanted: Callable[[State], bool] = lambda state: True) -> list[State]:
@@ -503,47 +602,6 @@ def _clear(files: Files, state: State) -> None:
 
 
 # --------------------------------------------------------------------------------------- details
-
-
-def _run_dir(servers: Servers, create: bool = True) -> Path:
-    """The private folder of locks and states, made if it is missing.
-
-    Raises UserError if others can write there: whoever can decides which processes we end;
-    FileNotFoundError if it is missing and not to be made.
-    """
-    if servers.run_dir:
-        folder = Path(servers.run_dir).expanduser().absolute()
-    elif runtime := os.environ.get("XDG_RUNTIME_DIR"):
-        folder = Path(runtime) / "photo-tagger"
-    else:
-        folder = Path(tempfile.gettempdir()) / f"photo-tagger-{os.getuid()}"
-    try:
-        if create:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(FileExistsError):
-                folder.mkdir(mode=0o700)
-        found = folder.lstat()
-        safe = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
-        if not safe or found.st_mode & 0o022:
-            raise UserError(
-                f"{folder}: has to be a folder of yours that nobody else can write to; "
-                "remove it, or name another by servers.run_dir"
-            )
-        if create:
-            (folder / ".writable").touch()
-    except OSError as error:
-        if not create:
-            raise
-        raise UserError(
-            f"{folder}: locks cannot be kept there ({error.strerror}); name another folder by "
-            "servers.run_dir"
-        ) from error
-    return folder
-
-
-def _host() -> str:
-    """This machine's name in names of files; a run folder may be seen by several machines."""
-    return re.sub(r"[^A-Za-z0-9.-]", "_", socket.gethostname())
 
 
 def _at(base_url: str, host: str, port: int) -> str:

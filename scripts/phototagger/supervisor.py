@@ -6,7 +6,9 @@ a process group of its own, so that all processes of the server end together.
 
 Users hold a shared flock on `<name>.lease`, which a killed user loses by itself; whoever starts,
 joins or stops a server holds an exclusive one on `<name>.lock`. Without either for `idle` seconds
-the server is stopped: SIGTERM to its group, then SIGKILL.
+the server is stopped: SIGTERM to its group, then SIGKILL. One that was started in an allocation of
+a batch system ends at once, used or not, when the allocation is over: its owners (the outermost
+processes of the jobs on this node) are gone, or its time is up.
 
 Should the supervisor itself be killed, a guard (a process that sleeps on a pipe which only the
 supervisor holds open) ends the group; should both be, the kernel sends the server SIGTERM (Linux).
@@ -18,18 +20,21 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from phototagger import processes
+from phototagger.errors import TransientError
 from phototagger.files import write_atomic
 from phototagger.processes import Process
 
 CANNOT_RUN = 127  # exit status, as of a shell
 _TICK = 0.2
+_SPARE = 5.0  # seconds before an allocation ends by which all has to be gone
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -46,6 +51,7 @@ class State:
     log: str
     supervisor: Process
     server: Process
+    owners: tuple[Process, ...] = ()  # of its users' allocation; none outside of one
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,8 @@ class Files:
         try:
             data = json.loads(self.state.read_text("utf-8"))
             pair = {key: Process(**data[key]) for key in ("supervisor", "server")}
-            return State(**data | pair)
+            owners = tuple(Process(**owner) for owner in data["owners"])
+            return State(**data | pair | {"owners": owners})
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -107,6 +114,13 @@ class Order:
     base_url: str
     gpus: int
     log: str
+    owner: Process | None = None  # the server ends with it; see `allocation`
+    ends: float | None = None  # seconds since 1970: the server has to be gone by then
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Order":
+        owner = data["owner"] and Process(**data["owner"])
+        return cls(**{**data, "owner": owner})
 
 
 class _StopError(Exception):
@@ -124,6 +138,19 @@ def take(path: Path, mode: int) -> IO[bytes] | None:
     return file
 
 
+def take_patiently(path: Path, cancelled: threading.Event) -> IO[bytes]:
+    """Open `path` with an exclusive flock, as soon as nobody else has one.
+
+    Raises TransientError if it is `cancelled` first.
+    """
+    pause = 0.01
+    while (lock := take(path, fcntl.LOCK_EX | fcntl.LOCK_NB)) is None:
+        if cancelled.wait(pause):
+            raise TransientError(f"{path}: stopped while waiting for another job")
+        pause = min(2 * pause, _TICK)
+    return lock
+
+
 def is_leased(files: Files) -> bool:
     """Whether somebody uses the server; as long as we hold the lock, nobody can begin to."""
     lease = take(files.lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -136,7 +163,7 @@ def is_leased(files: Files) -> bool:
 def main() -> int:
     """Start what standard input orders, watch it, and return the server's exit status."""
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    order = Order(**json.load(sys.stdin))
+    order = Order.from_dict(json.load(sys.stdin))
     for number in _SIGNALS:
         signal.signal(number, _stop)
     files = Files(Path(order.folder), order.name)
@@ -158,9 +185,8 @@ def main() -> int:
     try:
         _guard(group, us, order.grace)
         files.write(_state(order, us, group))
-        lock = _watch(files, order.idle, server)  # held until we end: nobody joins meanwhile
-        status = _status(server.poll())
-        _say(f"nobody used it for {order.idle:g} s" if lock else f"it ended by itself: {status}")
+        reason, _lock = _watch(files, order, server)  # held until we end: nobody joins meanwhile
+        _say(reason or f"it ended by itself: {_status(server.poll())}")
     except _StopError as reason:
         _say(f"stopped by {reason}")
     finally:
@@ -174,6 +200,8 @@ def main() -> int:
 
 
 def _stop(number: int, _: object) -> None:
+    for each in _SIGNALS:  # Slurm sends it twice
+        signal.signal(each, signal.SIG_IGN)
     raise _StopError(signal.Signals(number).name)
 
 
@@ -187,25 +215,40 @@ def _state(order: Order, supervisor: Process, server: Process) -> State:
         log=order.log,
         supervisor=supervisor,
         server=server,
+        owners=(order.owner,) if order.owner else (),
     )
 
 
-def _watch(files: Files, idle: float, server: subprocess.Popen[bytes]) -> IO[bytes] | None:
-    """Wait until the server ends by itself (None), or until nobody has used it for `idle` seconds:
-    then returns the lock.
+def _watch(
+    files: Files, order: Order, server: subprocess.Popen[bytes]
+) -> tuple[str | None, IO[bytes] | None]:
+    """Wait until the server ends by itself (None), or there is a reason to stop it: that, and the
+    lock if we have it.
     """
-    used = time.monotonic()
+    used, owner = time.monotonic(), order.owner
     while server.poll() is None:
         time.sleep(_TICK)
         lock = take(files.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if owner and not processes.alive(owner) and (owner := _next_owner(files, order)) is None:
+            return "its allocation is over", lock
+        if order.ends and time.time() > order.ends - order.grace - _SPARE:
+            return "its allocation ends", lock
         if lock and not is_leased(files):
-            if time.monotonic() - used >= idle:
-                return lock
+            if time.monotonic() - used >= order.idle:
+                return f"nobody used it for {order.idle:g} s", lock
         else:
             used = time.monotonic()
         if lock:
             lock.close()
-    return None
+    return None, None
+
+
+def _next_owner(files: Files, order: Order) -> Process | None:
+    """Another process that stands for the allocation: steps of one may run side by side."""
+    state = files.read()
+    if state is None or state.instance != order.instance:
+        return None
+    return next((owner for owner in state.owners if processes.alive(owner)), None)
 
 
 def _end_with_parent() -> None:
