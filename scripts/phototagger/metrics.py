@@ -11,7 +11,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from phototagger.files import write_atomic
+from phototagger import runtoken
+from phototagger.files import explained, write_atomic
+from phototagger.job import read_counts
 from phototagger.prompts import FIELDS
 
 # Rules with a job per shard (describe: per setup and shard), in order.
@@ -76,17 +78,19 @@ class RunFacts(Protocol):
     """What `append_metrics` needs to know about a run (see `workflow.Run`)."""
 
     started: float
+    token: str | None
     run_id: str
     config: Any
 
 
+@explained()
 def append_metrics(run: RunFacts, results: Path = Path("results")) -> None:
     """Add this run to the history in `results/metrics.json`.
 
     A history that cannot be read is kept aside as `metrics.json.corrupt-N`, with a warning.
     """
     path = results / "metrics.json"
-    stages = stages_since(results, run.started)
+    stages = stages_since(results, run.started, run.token)
     entry = {
         "run_id": run.run_id,
         "model": run.config.clip.model,
@@ -113,15 +117,16 @@ def _asked_of(stage: Stage | None, clip: str) -> dict[str, Any]:
     }
 
 
-def stages_since(results: Path, started: float) -> dict[str, Stage]:
-    """Totals per rule of the jobs that finished after `started` (seconds since the epoch).
+def stages_since(results: Path, started: float, token: str | None = None) -> dict[str, Stage]:
+    """Totals per rule of the finished jobs of the run with that token; without one, of those that
+    finished after `started` (seconds since the epoch).
 
     Shard stages come first, in the order of the pipeline, then the other rules by name.
     """
     spans: dict[str, list[tuple[float, float]]] = {}
     stages: dict[str, Stage] = {}
     described: list[dict[str, Any]] = []
-    for rule, finished, counts in _finished_jobs(results / "logs", started):
+    for rule, finished, counts in _finished_jobs(results / "logs", started, token):
         stage = stages.setdefault(rule, Describe() if rule == "describe" else Stage())
         stage.jobs += 1
         _add(stage, counts, ("photos", "computed", "cached", "problems", "skipped"))
@@ -134,6 +139,7 @@ def stages_since(results: Path, started: float) -> dict[str, Stage]:
         spans.setdefault(rule, []).append((finished - counts.get("seconds", 0.0), finished))
     for rule, stage in stages.items():
         stage.seconds = round(covered(spans[rule]), 3)
+        stage.cached = max(0, stage.cached)  # two jobs may have computed the same ahead
         stage.photos_per_second = round(stage.photos / max(stage.seconds, 0.001), 1)
         if isinstance(stage, Describe):
             _add_requests(stage, described)
@@ -207,15 +213,17 @@ def covered(spans: Iterable[tuple[float, float]]) -> float:
     return total
 
 
-def _finished_jobs(logs: Path, started: float) -> Iterator[tuple[str, float, dict[str, Any]]]:
+def _finished_jobs(
+    logs: Path, started: float, token: str | None
+) -> Iterator[tuple[str, float, dict[str, Any]]]:
     """Rule, time and counts of each: `<rule>.json`, `<rule>/<shard>.json`, `describe/<setup>/…`."""
     for path in [*logs.glob("*.json"), *logs.glob("*/*.json"), *logs.glob("describe/*/*.json")]:
         try:
             finished = path.stat().st_mtime
-            counts = json.loads(path.read_text("utf-8")) if finished >= started else {}
-        except (OSError, ValueError):
-            continue  # pruned meanwhile, or not one of ours
-        if isinstance(counts, dict) and counts.get("finished"):
+        except OSError:
+            continue  # pruned meanwhile
+        counts = read_counts(path)  # empty, too, if it is not one of ours
+        if counts.get("finished") and runtoken.belongs(counts, finished, token, started):
             rule = path.relative_to(logs).parts[0]
             yield rule.removesuffix(".json"), finished, counts
 

@@ -14,10 +14,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from phototagger.files import write_if_changed
+from phototagger import runtoken
+from phototagger.files import explained, write_if_changed
+from phototagger.job import read_counts
 
 SETTINGS = Path("results/plan/settings.json")
 CHECK = Path("results/check.json")
+COUNTS = Path("results/logs/check.json")
 METADATA = Path(".snakemake/metadata")
 LONG_AGO = 1.0  # seconds after the epoch; 0 would mean "no time" to some programs
 
@@ -32,9 +35,18 @@ def digests(rules: Iterable[Any], by_wildcards: Mapping[str, str]) -> dict[str, 
     }
 
 
-def remember(rules: Iterable[Any], by_wildcards: Mapping[str, str], started: float) -> None:
-    """Note the settings, if the run since `started` brought everything up to date."""
-    if CHECK.exists() and CHECK.stat().st_mtime >= started:
+@explained()
+def remember(
+    rules: Iterable[Any],
+    by_wildcards: Mapping[str, str],
+    started: float,
+    token: str | None = None,
+) -> None:
+    """Note the settings, if the run since `started`, with that token (see `runtoken`), brought
+    everything up to date."""
+    if not CHECK.exists():
+        return
+    if runtoken.belongs(read_counts(COUNTS), CHECK.stat().st_mtime, token, started):
         content = json.dumps(digests(rules, by_wildcards), indent=1, sort_keys=True) + "\n"
         write_if_changed(SETTINGS, content)
 
@@ -59,7 +71,7 @@ def age_what_was_forgotten(rules: Iterable[Any], by_wildcards: Mapping[str, str]
     changed |= {rule.name for rule in rules if gone & {str(path) for path in rule.input}}
     for rule in rules:
         if rule.name in changed:
-            for path in _outputs(rule):
+            for path in outputs_of(rule):
                 path.unlink() if str(path) in gone else os.utime(path, (LONG_AGO, LONG_AGO))
     return sorted(changed)
 
@@ -69,6 +81,7 @@ def _digest(params: Iterable[tuple[str, Any]]) -> str:
     return hashlib.sha256(repr(fixed).encode()).hexdigest()[:16]
 
 
-def _outputs(rule: Any) -> Iterable[Path]:
+def outputs_of(rule: Any) -> Iterable[Path]:
+    """Those that are there."""
     for pattern in rule.output:
         yield from Path().glob(re.sub(r"\{[^/]*\}", "*", str(pattern)))  # constraints included

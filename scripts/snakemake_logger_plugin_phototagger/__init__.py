@@ -33,7 +33,8 @@ _FIELDS: dict[str, dict[str, str]] = {
     LogEvent.JOB_INFO: {**_JOB, "reason": "reason"},
     LogEvent.JOB_STARTED: {"jobs": "jobs"},
     LogEvent.JOB_FINISHED: {"job": "job_id"},
-    LogEvent.JOB_ERROR: _JOB,
+    LogEvent.JOB_ERROR: {**_JOB, "said": "rule_msg"},  # what the batch system said, if one did
+    LogEvent.GROUP_ERROR: {"group": "groupid"},
     LogEvent.PROGRESS: {"done": "done", "total": "total"},
     LogEvent.ERROR: {"exception": "exception"},
 }
@@ -88,6 +89,9 @@ def describe(record: LogRecord) -> dict[str, Any] | None:
             name: _plain(getattr(record, attribute, None))
             for name, attribute in _FIELDS[event].items()
         }
+        if event == LogEvent.GROUP_ERROR:
+            members = getattr(record, "job_error_info", None) or ()
+            values["jobs"] = [member.get("jobid") for member in members]
         if record.levelno >= WARNING:
             values["message"] = record.getMessage()
         return {"time": round(record.created, 3), "event": str(event), **values}

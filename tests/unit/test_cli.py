@@ -19,7 +19,7 @@ from phototagger.cli.settings import Settings, from_options, split_arguments
 from phototagger.config import SCHEMA, flatten, load
 from phototagger.errors import UserError
 
-COMMANDS = [*run.STAGES, "run", "status", "search", "diff", "apply", "undo"]
+COMMANDS = [*run.STAGES, "run", "status", "why", "search", "diff", "apply", "undo"]
 COMMANDS += ["labels", "models", "prompts"]
 SHARDS = ["0000000001", "0000000002"]
 

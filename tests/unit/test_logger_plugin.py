@@ -56,6 +56,22 @@ def test_snakemake_finds_the_plugin():
             {"level": logging.WARNING, "message": "careful"},
             {"time": 12.346, "event": "message", "message": "careful"},
         ),
+        (
+            {"event": LogEvent.JOB_ERROR, "jobid": 3, "rule_name": "thumbs", "rule_msg": "TIMEOUT"},
+            {
+                "time": 12.346,
+                "event": "job_error",
+                "job": 3,
+                "rule": "thumbs",
+                "wildcards": None,
+                "log": None,
+                "said": "TIMEOUT",
+            },
+        ),
+        (
+            {"event": LogEvent.GROUP_ERROR, "groupid": "g", "job_error_info": [{"jobid": 3}]},
+            {"time": 12.346, "event": "group_error", "group": "g", "jobs": [3]},
+        ),
         ({"message": "Building DAG of jobs..."}, None),
         ({"event": LogEvent.SHELLCMD, "shellcmd": "true"}, None),
     ],

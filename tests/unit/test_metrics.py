@@ -21,7 +21,8 @@ def counts(results: Path, name: str, finished_at: float, finished: bool = True, 
 
 def a_run(started: float, run_id: str = "r1") -> SimpleNamespace:
     clip = SimpleNamespace(model="demo-clip")
-    return SimpleNamespace(started=started, run_id=run_id, config=SimpleNamespace(clip=clip))
+    config = SimpleNamespace(clip=clip)
+    return SimpleNamespace(started=started, token=None, run_id=run_id, config=config)
 
 
 def test_stages_add_up_and_parallel_seconds_count_once(tmp_path):
@@ -37,6 +38,13 @@ def test_stages_add_up_and_parallel_seconds_count_once(tmp_path):
     assert (thumbs.jobs, thumbs.photos, thumbs.computed, thumbs.cached) == (2, 20, 17, 2)
     assert (thumbs.problems, thumbs.seconds) == (1, 6.0)
     assert thumbs.photos_per_second == 3.3
+
+
+def test_a_run_finds_its_jobs_whatever_the_clocks_of_nodes_say(tmp_path):
+    counts(tmp_path, "thumbs/aa", 100 - 3600, run="mine", photos=4, computed=4, seconds=1)
+    counts(tmp_path, "thumbs/bb", 100 + 3600, run="yours", photos=7, computed=7, seconds=1)
+    counts(tmp_path, "thumbs/cc", 101, photos=2, computed=2, seconds=1)  # of an older version
+    assert stages_since(tmp_path, 100, "mine")["thumbs"].photos == 6
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 10)), max_size=8))
@@ -151,3 +159,10 @@ def test_quantiles_of_one_job_are_its_own():
     assert quantile([(7, 0.25, 1.5)], 0.5) == 0.25
     assert quantile([(7, 0.25, 1.5)], 0.95) == 1.5
     assert quantile([(900, 1.0, 2.0), (100, 10.0, 60.0)], 0.5) < 1.2  # few slow ones move little
+
+
+def test_what_two_jobs_computed_ahead_makes_no_negative_number(tmp_path):
+    for name in ("embed/aa", "embed/bb"):
+        counts(tmp_path, name, 110, photos=4, computed=4, seconds=1, extra={"ahead": 4})
+    stage = stages_since(tmp_path, 100)["embed"]
+    assert (stage.photos, stage.computed, stage.cached) == (8, 16, 0)

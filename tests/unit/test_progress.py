@@ -3,11 +3,16 @@
 import io
 import json
 import os
+import time
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
+from phototagger import runtoken
 from phototagger.cli.events import (
+    KILLED,
+    NOT_BEGUN,
     Failure,
     Follower,
     Job,
@@ -18,8 +23,8 @@ from phototagger.cli.events import (
     live_count,
     plain_error,
 )
-from phototagger.cli.progress import Bars, Lines, describe
-from phototagger.cli.status import PHOTOS_CHANGED, Words, rows
+from phototagger.cli.progress import Bars, Lines, describe, queue
+from phototagger.cli.status import PHOTOS_CHANGED, Words, rows, show_running
 from phototagger.cli.summary import count_problems, show_summary, top_labels
 
 SHARDS = {"a": 10, "b": 20, "c": 60}
@@ -118,6 +123,101 @@ def refused(tmp_path: Path, *shards: str, cause: str = "the model is blind") -> 
         log.write_text(f"ERROR results/{shard}.jsonl: {cause}\n")
         state.apply({"event": "job_error", "job": number, "rule": "describe", "log": [str(log)]})
     return state
+
+
+# ------------------------------------------------------------ jobs on nodes, tried again, in groups
+
+
+def leave(tmp_path: Path, shard: str, **counts) -> Path:
+    log = tmp_path / f"{shard}.log"
+    log.write_text("INFO began\n")
+    log.with_suffix(".json").write_text(json.dumps({"run": "now", **counts}))
+    return log
+
+
+def error(job: int, log: Path, said: str = "") -> dict:
+    event = {"event": "job_error", "job": job, "rule": "thumbs", "log": [str(log)]}
+    return event | {"said": said}
+
+
+@pytest.fixture
+def tracked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunState:
+    """The state of a run whose jobs name it in their counts."""
+    monkeypatch.chdir(tmp_path)
+    runtoken.publish("now")
+    state = state_of()
+    state.token = "now"
+    return state
+
+
+def apply(state: RunState, *events: dict) -> None:
+    for event in events:
+        state.apply(event)
+
+
+def test_what_is_tried_again_has_not_failed(tracked, tmp_path):
+    log = leave(tmp_path, "a", error="the server is gone")
+    log.write_text("ERROR the server is gone\n")
+    apply(tracked, info(1, "a", log=log), error(1, log))
+    assert [failure.cause for failure in tracked.failures] == ["the server is gone"]
+    apply(tracked, info(1, "a", log=log))
+    assert tracked.failures == [] and len(tracked.running()) == 1
+    apply(tracked, {"event": "job_finished", "job": 1})
+    assert tracked.failures == [] and tracked.stage("thumbs").done == 10
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [("", ""), ("SLURM-job '7' failed, SLURM status is: 'TIMEOUT'. Reason", "; SLURM: TIMEOUT")],
+)
+def test_a_killed_job_is_told_as_killed(said, told, tracked, tmp_path):
+    log = leave(tmp_path, "a", finished=False, error=None)
+    apply(tracked, info(1, "a", log=log), error(1, log, said))
+    assert [failure.cause for failure in tracked.failures] == [KILLED + told]
+
+
+def test_the_log_of_an_earlier_run_is_no_reason(tracked, tmp_path):
+    log = leave(tmp_path, "a", run="before", finished=True)
+    apply(tracked, info(1, "a", log=log), error(1, log, "SLURM status is: 'NODE_FAIL'"))
+    assert [failure.cause for failure in tracked.failures] == [f"{NOT_BEGUN}; SLURM: NODE_FAIL"]
+
+
+def test_of_a_group_only_who_failed_is_told(tracked, tmp_path):
+    done = leave(tmp_path, "a", finished=True)
+    bad = leave(tmp_path, "b", error="no light")
+    bad.write_text("ERROR no light\n")
+    never = tmp_path / "c.log"
+    logs = {1: done, 2: bad, 3: never}
+    apply(tracked, *(info(n, path.stem, log=path) for n, path in logs.items()))
+    apply(tracked, {"event": "group_error", "group": "g", "jobs": [1, 2, 3]})
+    apply(tracked, *(error(n, path) for n, path in reversed(logs.items())))
+    assert [(failure.shard, failure.cause) for failure in tracked.failures] == [("b", "no light")]
+    assert tracked.stage("thumbs").done == 0  # what the group made is deleted
+
+
+def test_jobs_that_wait_are_told_from_those_at_work(tracked, tmp_path):
+    at_work = leave(tmp_path, "a", node="gpu1", host="n17")
+    elsewhere = leave(tmp_path, "b", host="n18")
+    waits = leave(tmp_path, "c", run="before", node="gpu9")
+    for number, log in enumerate((at_work, elsewhere, waits)):
+        apply(tracked, info(number, log.stem, log=log))
+    assert [job.shard for job in tracked.waiting()] == ["c"]
+    assert queue(tracked, now=200.0) == "2 jobs running, 1 waiting"
+    assert queue(tracked, now=101.0) == ""  # a moment after they were submitted
+    assert tracked.places() == {"gpu1": {"thumbs": 1}, "n18": {"thumbs": 1}}
+    tracked.submits = False  # on this machine none waits
+    assert queue(tracked, now=200.0) == ""
+    tracked.submits = True
+    leave(tmp_path, "c", node="gpu2")
+    assert queue(tracked, now=200.0) == ""
+
+
+def test_clocks_of_nodes_do_not_hide_what_is_done(tracked, tmp_path):
+    counts = {"computed": 5, "cached": 0, "problems": 0, "skipped": 0}
+    log = leave(tmp_path, "c", **counts)
+    os.utime(log.with_suffix(".json"), (50, 50))  # before the run began, it says
+    apply(tracked, info(1, "c", log=log))
+    assert tracked.stage("thumbs").done == 5
 
 
 def test_failures_of_equal_cause_are_one_line(tmp_path):
@@ -355,3 +455,22 @@ def test_status_counts_photos_of_stale_shards():
         ("embed", "90 of 90", "-"),
     ]
     assert rows(state, Words({}, {}))[5:] == [("export", "", "not done yet")]
+
+
+def test_status_shows_a_run_from_elsewhere(tracked, tmp_path, capsys):
+    (tmp_path / "results/plan/index.json").write_text(
+        json.dumps({"run_id": "r", "shards": [{"name": "a", "digest": "d", "photos": 10}]})
+    )
+    counts = {"computed": 4, "cached": 0, "problems": 0, "skipped": 0}
+    log = leave(tmp_path, "a", node="gpu1", **counts)
+    events = [{"event": "run_info", "jobs": {"thumbs": 1}}, info(1, "a", log=log)]
+    (tmp_path / "results/logs").mkdir()
+    text = "".join(json.dumps(event) + "\n" for event in events)
+    (tmp_path / "results/logs/events.jsonl").write_text(text)
+    show_running({"pid": 7, "host": "login1", "started": time.time() - 120})
+    shown = capsys.readouterr().out.splitlines()
+    assert shown == [
+        "A run is under way: process 7 on login1, for 2 min.",
+        "thumbs: 4 of 10 photos",
+        "on gpu1: thumbs 1",
+    ]

@@ -18,10 +18,12 @@ from phototagger.cli import (
     search,
     status,
     undoing,
+    why,
 )
 from phototagger.cli.errors import FailedError
 from phototagger.cli.options import Grouped
 from phototagger.errors import UserError
+from phototagger.files import explain
 
 app = typer.Typer(
     name="photo-tagger",
@@ -56,6 +58,7 @@ app.command("run", cls=Grouped, help="Tag photos: everything, or just the TARGET
 for _stage, (_help, _) in run.STAGES.items():
     app.command(_stage, cls=Grouped, help=_help)(run.run_command(_stage))
 app.command("status")(status.status)
+app.command("why")(why.why)
 app.command("diff", cls=publishing.WithPage)(publishing.diff)
 app.command("apply")(publishing.apply)
 app.command("undo")(undoing.undo)
@@ -85,6 +88,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
+    except OSError as error:  # a disk that is full, or a file server that is gone
+        if told := explain(error):
+            _complain(told, 1)
+        raise
 
 
 def _complain(error: UserError, code: int) -> None:

@@ -30,6 +30,15 @@ Workdir = Annotated[
     Path, typer.Option(help="Folder that gets results/ and cache/.", file_okay=False)
 ]
 Cores = Annotated[int | None, typer.Option(min=1, help="CPU cores to use; default all.")]
+Profile = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|DIR",
+        help="Where jobs run: a Snakemake profile, by its folder or a name in profiles/; "
+        "`default` is this machine.",
+        show_default=False,
+    ),
+]
 ConfigFile = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Configuration instead of config/config.yaml.")
 ]

@@ -23,6 +23,7 @@ from phototagger.cli.events import Failure, RunState, group_failures
 from phototagger.metrics import STAGES
 
 _INTERVAL = 5.0  # seconds between two lines of a stage when there is no terminal
+_STARTING = 5.0  # seconds that Python may take to start on this machine
 _LIVE_FAILURES = 5  # causes below the bars while a run goes on; at its end all are printed
 
 
@@ -46,6 +47,18 @@ def stages(state: RunState) -> list[str]:
 def other_work(state: RunState) -> str:
     """Running jobs that are not about single photos, by rule."""
     return ", ".join(sorted({job.rule for job in state.running() if job.rule not in STAGES}))
+
+
+def queue(state: RunState, now: float | None = None) -> str:
+    """How many jobs run and how many wait for a node; empty if none waits.
+
+    Jobs that were all started a moment ago are not said to wait.
+    """
+    now = time.time() if now is None else now
+    waiting = state.waiting() if state.submits else []
+    if all(now - job.started < _STARTING for job in waiting):
+        return ""
+    return f"{len(state.running()) - len(waiting):,} jobs running, {len(waiting):,} waiting"
 
 
 def describe(group: list[Failure]) -> str:
@@ -103,7 +116,7 @@ class Bars:
     def update(self, state: RunState) -> None:
         for rule in stages(state):
             self._update_bar(rule, state)
-        other = other_work(state)
+        other = "; ".join(filter(None, (queue(state), other_work(state))))
         self._busy = bool(other) or not state.planned
         self._spinner.update(text=other or "planning")
         self._failures = list(state.failures)
@@ -140,6 +153,7 @@ class Lines:
         self._failures: list[Failure] = []
         self._told: dict[tuple[str, str], int] = {}  # cause -> how often it had occurred
         self._last: dict[str, tuple[float, int]] = {}  # per stage: when, photos done
+        self._queue, self._told_queue = "", 0.0
 
     def update(self, state: RunState) -> None:
         now = time.monotonic()
@@ -150,7 +164,10 @@ class Lines:
             if stage.done > done and (complete or now - when >= self._interval):
                 self._last[rule] = (now, stage.done)
                 _say(self._console, f"{rule}: {stage.done:,} of {stage.total:,} photos")
-        if len(state.failures) > len(self._failures):
+        if (waiting := queue(state)) != self._queue and now - self._told_queue >= self._interval:
+            self._queue, self._told_queue = waiting, now
+            _say(self._console, waiting or "no job waits")
+        if state.failures != self._failures:
             self._failures = list(state.failures)
             self._tell(lambda told, _: not told)
 

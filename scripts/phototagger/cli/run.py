@@ -6,14 +6,16 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from phototagger import CLONE, names
+from phototagger import CLONE, names, runtoken
 from phototagger.cli import options as o
-from phototagger.cli.child import locked, run_child
+from phototagger.cli import profiles
+from phototagger.cli.child import GRACE, locked, run_child
 from phototagger.cli.describing import is_on
 from phototagger.cli.errors import FailedError
 from phototagger.cli.events import Follower, RunState, plain_error
@@ -36,6 +38,9 @@ from phototagger.errors import UserError
 INDEX = Path("results/plan/index.json")
 EVENTS = Path("results/logs/events.jsonl")
 CONSOLE = Path("results/logs/snakemake.log")
+CANCELLING = 60.0  # seconds for Snakemake to cancel the jobs that it has submitted
+
+_CANCELLING = "stopping: cancelling the submitted jobs (Ctrl-C again leaves them to their end)"
 
 STAGES = {
     "scan": ("Find the photos and plan the work.", None),  # happens before there are targets
@@ -58,6 +63,21 @@ class Request:
     cores: int | None = None
     extras: list[str] = field(default_factory=list)  # Snakemake's own options
 
+    @property
+    def profile(self) -> profiles.Profile | None:
+        """None: this machine, as profiles/default has it."""
+        name = self.settings.profile
+        return profiles.load(name) if name and name != profiles.DEFAULT.name else None
+
+    @property
+    def executor(self) -> str:
+        """What runs the jobs: `local`, or what submits them."""
+        for option, value in pairwise([*self.extras, ""]):
+            name, _, joined = option.partition("=")
+            if name in ("--executor", "-e"):
+                return joined or value
+        return self.profile.executor if self.profile else "local"
+
 
 def run_command(stage: str | None) -> Callable[..., None]:
     """The Typer command for a stage, or for `run` (None)."""
@@ -68,6 +88,7 @@ def run_command(stage: str | None) -> Callable[..., None]:
         photos: o.Photos = None,
         workdir: o.Workdir = Path(),
         cores: o.Cores = None,
+        profile: o.Profile = None,
         config_file: o.ConfigFile = None,
         assignments: o.Assignments = None,
         dry_run: o.DryRun = False,
@@ -81,6 +102,7 @@ def run_command(stage: str | None) -> Callable[..., None]:
         if stage == "sidecars" and options["metadata.enabled"] is False:
             raise UserError("sidecars --no-meta: makes nothing; leave out one of the two")
         given = from_options(options, assignments or (), found, config_file)
+        given.profile = profiles.canonical(profile, workdir) if profile else None
         enter(workdir)
         settings = recall(given)
         request = Request(settings, targets, cores, list(context.obj or ()))
@@ -115,8 +137,10 @@ def recall(given: Settings) -> Settings:
     if not before:
         return given
     roots = ", ".join(before.roots or ())
-    print(f"photos: {roots} (as in the last run here)", file=sys.stderr)
-    return given.over(before)
+    settings = given.over(before)
+    where = f", profile: {settings.profile}" if before.profile and not given.profile else ""
+    print(f"photos: {roots}{where} (as in the last run here)", file=sys.stderr)
+    return settings
 
 
 def execute(request: Request, keep: bool) -> None:
@@ -128,18 +152,20 @@ def execute(request: Request, keep: bool) -> None:
     preflight(request.settings, here)
     config = read_config(request.settings, here)
     preflight_servers(config, here, request.targets)
-    started = time.time()
+    python = profiles.interpreter(request.executor, sys.executable)
+    submits = profiles.submits(request.executor)
+    started, token = time.time(), runtoken.new()
     with locked() as lock:
         if keep:
             remember(request.settings)
-        environment = request.settings.environment(OVERRIDES)
+        environment = request.settings.environment(OVERRIDES) | {runtoken.VARIABLE: token}
         EVENTS.parent.mkdir(parents=True, exist_ok=True)
         EVENTS.unlink(missing_ok=True)
-        watch = Watch()
+        watch = Watch(token, submits)
+        command = [python, *snakemake(request, EVENTS)[1:]]
+        grace = CANCELLING if submits else GRACE
         try:
-            status, stopped = run_child(
-                snakemake(request, EVENTS), environment, CONSOLE, lock, watch.tick
-            )
+            status, stopped = run_child(command, environment, CONSOLE, lock, watch.tick, grace)
         finally:
             watch.close()
             stop_servers(config)
@@ -181,15 +207,29 @@ def child_environment(settings: Settings) -> dict[str, str]:
     return {**os.environ, **named}
 
 
-def snakemake(request: Request, events: Path, *flags: str) -> list[str]:
+def snakemake(
+    request: Request, events: Path, *flags: str, profile: Path | None = None
+) -> list[str]:
     """The command line; extras come last, so that they win.
 
+    `profile` stands for the request's own in a dry run.
     --nolock: our own lock is held (see `child`), and needs no unlocking after a kill.
     """
+    default = str(CLONE / "profiles/default")
+    own = request.profile
+    if own:  # of several profiles the last one wins, but a workflow profile outranks them all
+        chosen = ["--profile", default, "--profile", str(profile or own.path)]
+        chosen += ["--workflow-profile", "none"]
+    else:
+        chosen = ["--workflow-profile", default]
+    # Where jobs are submitted, cores cap what one of them asks for: not by what this machine has.
+    limited = own is not None and own.limits_itself
+    elsewhere = profile is None and (limited or profiles.submits(request.executor))
+    cores = str(request.cores) if request.cores else "" if elsewhere else "all"
     return [
         *(sys.executable, "-P", "-m", "snakemake", "--snakefile", str(SNAKEFILE)),
-        *("--workflow-profile", str(CLONE / "profiles/default")),
-        *("--cores", str(request.cores or "all")),
+        *chosen,
+        *(("--cores", cores) if cores else ()),
         *("--logger", "phototagger", "--logger-phototagger-path", str(events)),
         *flags,
         "--nolock",
@@ -203,7 +243,9 @@ def dry_run(request: Request) -> tuple[int, RunState]:
     with tempfile.TemporaryDirectory(prefix="photo-tagger-") as folder:
         events = Path(folder, "events.jsonl")
         environment = request.settings.environment(Path(folder, "overrides.json"))
-        command = snakemake(request, events, "--dry-run")
+        own = request.profile
+        harmless = own.write_for_dry_run(Path(folder)) if own else None
+        command = snakemake(request, events, "--dry-run", profile=harmless)
         status, _ = run_child(command, environment, Path(folder, "log"), None, lambda _: None)
         state = RunState(read_shards())
         for event in Follower(events).new():
@@ -225,30 +267,42 @@ def read_shards() -> dict[str, int]:
 class Watch:
     """Follows a run's events and shows its progress."""
 
-    def __init__(self) -> None:
+    def __init__(self, token: str | None = None, submits: bool = False) -> None:
         from rich.console import Console
 
         from phototagger.cli.progress import display
 
         self._console = Console()
-        self._state = RunState()
+        self._state = RunState(token=token, submits=submits)
+        self._token, self._submits = token, submits
         self._stopping = False
+        self._next = 0.0
         self._follower = Follower(EVENTS)
         self._display = display(self._console)
 
     def tick(self, stopping: bool) -> None:
         if stopping:  # jobs that we interrupt are no failures
             if not self._stopping:
-                self._console.print("stopping", highlight=False)
+                what = "stopping" if not self._submits else _CANCELLING
+                self._console.print(what, highlight=False)
             self._stopping = True
             return
+        if time.monotonic() >= self._next:
+            self._look()
+
+    def _look(self) -> None:
+        began = time.monotonic()
         for event in self._follower.new():
             if not self._state.shards or event.get("event") == "run_info":
                 self._state.shards = read_shards()
             self._state.apply(event)
         self._display.update(self._state)
+        now = time.monotonic()  # with thousands of jobs a look takes a while: a tenth of our time
+        self._next = now + 9 * (now - began)
 
     def close(self) -> None:
+        if not self._stopping:
+            self._look()
         self._display.close()
 
     def conclude(self, status: int, stopped: bool, started: float, everything: bool) -> None:
@@ -261,9 +315,9 @@ class Watch:
             if not self._state.planned:
                 photos = sum(read_shards().values())
                 self._console.print(f"Everything is up to date: {photos:,} photos.")
-            show_summary(self._console, started, everything)
+            show_summary(self._console, started, everything, self._token)
             return
-        show_summary(self._console, started, everything=False)
+        show_summary(self._console, started, everything=False, token=self._token)
         failures = self._state.failures
         if failures:
             jobs = "1 job" if len(failures) == 1 else f"{len(failures)} jobs"

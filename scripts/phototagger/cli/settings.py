@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from phototagger import CLONE, names
+from phototagger import CLONE, buckets, names
 from phototagger.cli import describing
 from phototagger.config import Config, load, merge, parse_set, validate
 from phototagger.errors import UserError
@@ -44,6 +44,7 @@ class Settings:
     config: dict[str, Any] = field(default_factory=dict)  # nested, as in config.yaml
     roots: list[str] | None = None  # encoded (see `names`); None = as configured
     config_file: str | None = None
+    profile: str | None = None  # see `profiles.canonical`; None = this machine
 
     def over(self, lower: "Settings") -> "Settings":
         """These settings on top of remembered ones."""
@@ -51,6 +52,7 @@ class Settings:
             merge(lower.config, self.config),
             self.roots if self.roots is not None else lower.roots,
             self.config_file or lower.config_file,
+            self.profile or lower.profile,
         )
 
     def environment(self, overrides: Path) -> dict[str, str]:
@@ -90,7 +92,10 @@ def from_options(
             config[section][name] = str(Path(value).absolute())
     if config_file and not config_file.is_file():
         raise UserError(f"{config_file}: no such file; name a YAML file with --config-file")
-    roots = [names.encode(os.path.abspath(photo)) for photo in photos]
+    roots = [
+        names.encode(photo if buckets.is_bucket(photo) else os.path.abspath(photo))
+        for photo in photos
+    ]
     return Settings(config, roots or None, str(config_file.absolute()) if config_file else None)
 
 
@@ -103,7 +108,7 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     for argument in arguments:
         if argument.startswith("results/"):
             targets.append(argument)
-        elif Path(argument).exists():
+        elif buckets.is_bucket(argument) or Path(argument).exists():
             photos.append(argument)
         elif argument in TARGETS or argument in rules():
             targets.append(TARGETS.get(argument, argument))
@@ -129,7 +134,9 @@ def remembered() -> Settings | None:
     """The settings of the last run in the current (= work) directory."""
     try:
         content = json.loads(COMMAND.read_text("utf-8"))
-        return Settings(content["config"], content["roots"], content["config_file"])
+        return Settings(
+            content["config"], content["roots"], content["config_file"], content.get("profile")
+        )
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
@@ -143,6 +150,7 @@ def remember(settings: Settings) -> None:
         "config": settings.config,
         "roots": settings.roots,
         "config_file": settings.config_file,
+        "profile": settings.profile,
     }
     write_atomic(COMMAND, json.dumps(content, indent=1) + "\n")
 

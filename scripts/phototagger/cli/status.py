@@ -10,6 +10,7 @@ from typing import Any
 
 import typer
 
+from phototagger import runtoken
 from phototagger.cli import options as o
 from phototagger.cli.child import holder
 from phototagger.cli.errors import FailedError
@@ -75,9 +76,7 @@ def show_status(request: Request) -> None:
     preflight(request.settings, child_environment(request.settings))
     code, state = dry_run(request)
     if code:
-        raise FailedError(
-            plain_error(state.messages[-1]) if state.messages else "the dry run failed"
-        )
+        raise failed_dry_run(state)
     console = Console()
     photos = sum(state.shards.values())
     if not state.planned:
@@ -95,7 +94,12 @@ def show_status(request: Request) -> None:
         console.print(table)
     problems = count_problems(Path("results/problems.csv"))
     if problems:
-        console.print(f"{problems:,} photos with problems: results/problems.csv", highlight=False)
+        photos = "1 photo" if problems == 1 else f"{problems:,} photos"
+        console.print(f"{photos} with problems: results/problems.csv", highlight=False)
+
+
+def failed_dry_run(state: RunState) -> FailedError:
+    return FailedError(plain_error(state.messages[-1]) if state.messages else "the dry run failed")
 
 
 def rows(state: RunState, words: "Words") -> list[tuple[str, str, str]]:
@@ -204,9 +208,9 @@ def _flat(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 def show_running(owner: Mapping[str, Any]) -> None:
     """Print how far the run is that holds the work directory."""
-    from phototagger.cli.progress import describe
+    from phototagger.cli.progress import describe, queue
 
-    state = RunState(read_shards())
+    state = RunState(read_shards(), token=runtoken.current())
     for event in Follower(EVENTS).new():
         state.apply(event)
     minutes = (time.time() - float(owner.get("started", time.time()))) / 60
@@ -218,5 +222,9 @@ def show_running(owner: Mapping[str, Any]) -> None:
         if state.planned.get(rule):
             stage = state.stage(rule)
             print(f"{rule}: {stage.done:,} of {stage.total:,} photos")
+    if waiting := queue(state):
+        print(waiting)
+    for node, jobs in sorted(state.places().items()):
+        print(f"on {node}: {', '.join(f'{rule} {n:,}' for rule, n in sorted(jobs.items()))}")
     for group in group_failures(state.failures):
         print(describe(group))

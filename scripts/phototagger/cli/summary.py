@@ -21,12 +21,14 @@ _PAGES = (
 )
 
 
-def show_summary(console: Console, started: float, everything: bool) -> None:
-    """Print what the run since `started` did in the current (= work) directory.
+def show_summary(
+    console: Console, started: float, everything: bool, token: str | None = None
+) -> None:
+    """Print what the run since `started`, with that token, did in the current (= work) directory.
 
     With `everything` (a run to the end, not to one stage) also top labels and where to look.
     """
-    stages = stages_since(Path("results"), started)
+    stages = stages_since(Path("results"), started, token)
     of_photos = {rule: stages[rule] for rule in STAGES if rule in stages}
     if of_photos:
         console.print(stage_table(of_photos))
@@ -51,7 +53,7 @@ def show_summary(console: Console, started: float, everything: bool) -> None:
         answers = "1 answer" if count == 1 else f"{count:,} answers"
         _say(console, f"The model server failed on {answers}; the next run asks again.")
     table = Path("results/problems.csv")
-    fresh = table.exists() and (everything or not stages or table.stat().st_mtime >= started)
+    fresh = table.exists() and (everything or not stages or "collect" in stages)
     problems = count_problems(table) if fresh else 0
     if problems:
         photos = "1 photo" if problems == 1 else f"{problems:,} photos"
