@@ -30,7 +30,7 @@ from phototagger.errors import UserError
 from phototagger.files import write_atomic
 from phototagger.job import Stats, job
 from phototagger.manifestcheck import ManifestCheck
-from phototagger.plan import Photo, digest, read_index, read_listing
+from phototagger.plan import INDEX, Photo, digest, read_index, read_listing
 from phototagger.problems import KINDS
 from phototagger.prompts import FIELDS
 from phototagger.records import (
@@ -374,7 +374,7 @@ if __name__ == "__main__":
     with job(snakemake) as stats:
         manifests = [Path(path) for path in snakemake.input.get("manifests", [])]
         check(
-            Path(snakemake.input.index),
+            INDEX,
             Path(snakemake.input.records),
             Path(snakemake.input.problems),
             Path(snakemake.input.tags),

@@ -6,8 +6,9 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from phototagger import names
 from phototagger.files import remove_empty_folders
-from phototagger.manifest import read_manifest, sidecar_path
+from phototagger.manifest import read_manifest
 
 # Per-shard outputs: folder below results/ -> suffix.
 SHARD_OUTPUTS = {
@@ -28,8 +29,9 @@ def prune_sidecars(folder: Path, manifests: Iterable[Path]) -> int:
     Returns how many files were removed. Symbolic links are neither followed nor removed, and
     nothing is removed when a manifest cannot be read.
     """
+    # hashes, since the names of a million photos are no small thing to keep
     wanted = {
-        os.fspath(sidecar_path(folder, row.rel_path))
+        hash(f"{row.rel_path}.xmp")
         for manifest in manifests
         for row in read_manifest(manifest)
         if row.sidecar_sha256
@@ -38,9 +40,12 @@ def prune_sidecars(folder: Path, manifests: Iterable[Path]) -> int:
         return 0
     removed = 0
     for where, _, files in os.walk(folder):
+        below = os.path.relpath(where, folder) + "/" if where != os.fspath(folder) else ""
         for name in files:
+            if not name.endswith(".xmp") or hash(names.encode(below + name)) in wanted:
+                continue
             path = Path(where, name)
-            if name.endswith(".xmp") and str(path) not in wanted and not path.is_symlink():
+            if not path.is_symlink():
                 path.unlink()
                 removed += 1
     remove_empty_folders(folder)

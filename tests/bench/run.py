@@ -1,6 +1,6 @@
 """Every benchmark, as ratios within this one run; prints a table and rewrites docs/performance.md.
 
-    python tests/bench/run.py [NAME ...]     names: describe embed plan sidecars thumbs
+    python tests/bench/run.py [NAME ...]     names: describe embed plan scale sidecars thumbs
 
 A benchmark is a module `bench_<name>.py` with `run(tmp) -> list of rows`. A row has `name`, `ours`,
 `theirs` (None where a limit is the peer), `ratio`, `unit`, `goal` and optionally `note`.
