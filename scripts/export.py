@@ -36,7 +36,7 @@ def export(
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(TAG_COLUMNS)
         for record in read_records(records):
-            path = names.encode(machine.roots.locate(record["rel_path"]))
+            path = names.encode(machine.roots.address(record["rel_path"]))
             labels = "|".join(approved.get(record["sha256"], []))
             writer.writerow([path, *tag_fields(record), labels, run_id, model])
             stats.photos += 1

@@ -18,7 +18,7 @@ from typing import Any
 from phototagger.errors import UserError
 from phototagger.groups import capture_groups
 from phototagger.job import Stats, job
-from phototagger.plan import read_listing
+from phototagger.plan import listing_path, read_listing
 from phototagger.problems import KINDS, one_line
 from phototagger.prompts import FIELDS
 from phototagger.records import (
@@ -298,7 +298,7 @@ def _find(rows: Mapping[Any, Row], key: Any, rel_path: str, table: Path) -> Row:
 if __name__ == "__main__":
     with job(snakemake) as stats:
         record(
-            Path(snakemake.input.listing),
+            listing_path(snakemake.wildcards.shard),
             Path(snakemake.input.thumbs),
             Path(snakemake.input.embeddings),
             Path(snakemake.input.scores),

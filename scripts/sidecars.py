@@ -19,10 +19,10 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from phototagger import marks, xmp
+from phototagger import buckets, marks, xmp
 from phototagger.errors import UserError
 from phototagger.exiftool import find_exiftool
-from phototagger.files import write_atomic, write_if_changed
+from phototagger.files import keep, write_if_changed
 from phototagger.job import Stats, job
 from phototagger.machine import Machine
 from phototagger.manifest import Proposed, sidecar_path, write_manifest
@@ -52,7 +52,7 @@ def sidecars(
     `fields`, `carry_over`: as in the configuration's `metadata`. `threads`: ExifTool processes side
     by side. All sidecars are made and read back before the first one is put in its place. A photo
     whose sidecar cannot be written, or whose name is too long for one, has none; the manifest says
-    so, and the log says why.
+    so, and the log says why. Where results go to a bucket, sidecars do, too.
 
     Raises UserError if ExifTool is missing or crashed.
     """
@@ -69,10 +69,18 @@ def sidecars(
         if merged := propose(record, fields, carry_over):
             wanted[rel_path] = merged
     contents, computed = _contents(wanted, machine.cache / "sidecars", threads, stats)
+    if machine.stored:
+        contents = _store(buckets.join(machine.stored, SIDECARS.as_posix()), contents)
 
     rows = []
     for rel_path, record in known.items():
-        digest = _put(folder, rel_path, contents[rel_path]) if rel_path in contents else None
+        content = contents.get(rel_path)
+        if content is None:
+            digest = None
+        elif machine.stored:
+            digest = hashlib.sha256(content).hexdigest()
+        else:
+            digest = _put(folder, rel_path, content)
         if digest is None:
             stats.skipped += 1
         elif rel_path in computed:
@@ -96,6 +104,19 @@ def _put(folder: Path, rel_path: str, content: bytes) -> str | None:
         logging.warning("%s: no sidecar, %s.xmp: %s", rel_path, rel_path, error.strerror)
         return None
     return hashlib.sha256(content).hexdigest()
+
+
+def _store(place: str, contents: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Put sidecars below a place in a bucket; those whose names can be keys."""
+    keys = {rel_path: sidecar_path(Path(), rel_path).as_posix() for rel_path in contents}
+    stored = {}
+    for rel_path, key in keys.items():
+        if buckets.can_be_key(key):
+            stored[rel_path] = contents[rel_path]
+        else:
+            logging.warning("%s: no sidecar: its name cannot be one in a bucket", rel_path)
+    buckets.write(place, {keys[rel_path]: content for rel_path, content in stored.items()})
+    return stored
 
 
 def _contents(
@@ -143,7 +164,7 @@ def _kept_at(cache: Path, version: str, merged: Merged) -> Path:
 
 def _keep(path: Path, content: bytes) -> None:
     """Keep a sidecar that holds what it should, after a line with its SHA-256."""
-    write_atomic(path, hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
+    keep(path, hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
 
 
 def _kept(path: Path) -> bytes | None:
@@ -173,7 +194,7 @@ def exiftool_version(cache: Path) -> str:
     version = result.stdout.strip()
     if result.returncode or not version:
         raise UserError(f"{executable}: does not run ({result.stderr.strip() or 'no version'})")
-    write_atomic(note, json.dumps({"executable": identity, "version": version}) + "\n")
+    keep(note, json.dumps({"executable": identity, "version": version}) + "\n")
     return version
 
 

@@ -10,13 +10,14 @@ description, and captions of photos that have many of the folder's frequent keyw
 """
 
 import heapq
+import logging
 import re
 import shutil
 import sys
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -30,7 +31,7 @@ from phototagger.files import open_atomic
 from phototagger.job import Stats, job
 from phototagger.machine import Machine
 from phototagger.plan import sort_key
-from phototagger.problems import KINDS
+from phototagger.problems import KINDS, PhotoProblem
 from phototagger.prompts import FIELDS
 from phototagger.records import (
     DESCRIBE,
@@ -41,8 +42,10 @@ from phototagger.records import (
     read_problems,
     read_records,
 )
+from phototagger.thumbnails import ensure_thumb
 
 Asked = tuple[str, str, str]  # model, setup, prompt profile
+SHOWN = ("rel_path", "sha256", "bytes", "width", "height", "thumb")  # what finds a thumbnail
 
 KEYWORDS = 30  # most frequent keywords listed
 HIGHLIGHTS = 5  # photos listed per folder, those with the strongest label
@@ -88,7 +91,7 @@ class Folder:
     caption: str | None = None  # of the medoid
     description: str | None = None
     excerpts: list[tuple[str, str]] = field(default_factory=list)  # photo, caption
-    thumb: str | None = None  # of the medoid, relative to the thumbs of the cache
+    shown: Mapping[str, Any] | None = None  # of the medoid's record, what finds its thumbnail
 
     @property
     def title(self) -> str:
@@ -120,7 +123,7 @@ class Folder:
             if len(self.highlights) > 8 * HIGHLIGHTS:
                 self.highlights = strongest(self.highlights)
         if record["rel_path"] == self.medoid:
-            self.thumb = record["thumb"]
+            self.shown = {key: record[key] for key in SHOWN}
             self.caption = text_of(record, "caption")
             self.description = text_of(record, "description")
 
@@ -141,12 +144,15 @@ def summary(
     machine: Machine,
     model: str,
     labels: str,
+    size: int,
+    quality: int,
     stats: Stats | None = None,
 ) -> None:
-    """Write `summary.md` and the folder of folders; `labels` is the label pack's name.
+    """Write `summary.md` and the folder of folders; `labels` is the label pack's name, `size` and
+    `quality` are those of the thumbnails.
 
-    The texts depend on the inputs only. A medoid whose thumbnail is no longer in the cache leaves a
-    picture that does not show.
+    The texts depend on the inputs only. A medoid whose thumbnail is no longer in the cache, and
+    cannot be made again, leaves a picture that does not show.
     """
     stats = stats or Stats()
     folders: dict[str, Folder] = {}
@@ -181,7 +187,11 @@ def summary(
                     stats.progress()
         ordered = sorted(folders.values(), key=lambda folder: sort_key(folder.name))
         for folder in ordered:
-            write_folder(folder, folder_path(place, folder.name), machine.cache / "thumbs")
+            path = folder_path(place, folder.name)
+            if thumb := _thumb(folder, machine, size, quality):
+                path.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(thumb, path / "medoid.jpg")
+            write_folder(folder, path)
 
     text = whole_page(ordered, kinds, asked, folders_output.name, model, labels)
     with open_atomic(summary_output) as file:
@@ -212,13 +222,21 @@ def folder_path(base: Path, folder: str) -> Path:
     return names.local_path(base, "/".join(parts))
 
 
-def write_folder(folder: Folder, path: Path, thumbs: Path) -> None:
-    """Write what a folder has beside its records."""
+def _thumb(folder: Folder, machine: Machine, size: int, quality: int) -> Path | None:
+    """The thumbnail of a folder's medoid; None if there is none and it cannot be made again."""
+    if folder.shown is None:
+        return None
+    try:
+        return ensure_thumb(folder.shown, machine=machine, size=size, quality=quality)
+    except PhotoProblem as problem:
+        logging.warning("%s: no picture: %s", folder.shown["rel_path"], problem)
+        return None
+
+
+def write_folder(folder: Folder, path: Path) -> None:
+    """Write what a folder has beside its records and its picture."""
     path.mkdir(parents=True, exist_ok=True)
     (path / "records.jsonl").touch()  # also if all its photos are quarantined
-    if folder.thumb:
-        with suppress(FileNotFoundError):  # the cache may be deleted at any time
-            shutil.copyfile(thumbs / folder.thumb, path / "medoid.jpg")
     if folder.fields:
         folder.excerpts = excerpts(folder, read_records(path / "records.jsonl"))
     with (path / "summary.md").open("w", encoding="utf-8", newline="") as file:
@@ -493,5 +511,7 @@ if __name__ == "__main__":
             machine=Machine.load(snakemake.params.machine),
             model=snakemake.params.model,
             labels=snakemake.params.labels,
+            size=snakemake.params.size,
+            quality=snakemake.params.quality,
             stats=stats,
         )

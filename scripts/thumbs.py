@@ -9,6 +9,7 @@ already.
 import hashlib
 import json
 import logging
+import os
 import threading
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,19 +17,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from phototagger import names, own_metadata
+from phototagger import allocation, buckets, names, own_metadata
 from phototagger.aliases import Aliases
 from phototagger.beside import Folder, read_packet
 from phototagger.exiftool import ExifTool
 from phototagger.images import RAW_FORMATS, check_pixels
 from phototagger.job import Stats, job
 from phototagger.machine import Machine
-from phototagger.plan import Photo, Roots, read_listing
+from phototagger.plan import Photo, Roots, listing_path, read_listing
 from phototagger.problems import PhotoProblem
 from phototagger.statcache import StatCache
 from phototagger.tables import THUMBS, write_table
 from phototagger.tagged import is_tagged
-from phototagger.thumbnails import ThumbCache, make_thumb, read_photo, stat_photo
+from phototagger.thumbnails import ThumbCache, check_stat, make_thumb, read_photo, stat_photo
 from phototagger.xmp import Values
 
 log = logging.getLogger(__name__)
@@ -65,6 +66,8 @@ class _Shard:
             fields, decoded = self._fields(photo, row)
         except PhotoProblem as found:
             problem = found.problem
+            if problem.kind == "missing" and allocation.current():  # on a node of a cluster
+                self.machine.roots.check_mounted(photo.rel_path)
             log.warning("%s: %s: %s", photo.rel_path, problem.kind, problem.message)
             trouble = {"problem_kind": problem.kind, "problem": problem.message}
             return row | {"status": "problem"} | trouble, False
@@ -89,12 +92,36 @@ class _Shard:
         return own_metadata.columns(theirs) | {"embedded": json.dumps(embedded), "tagged": tagged}
 
     def _fields(self, photo: Photo, row: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+        if url := self.machine.roots.url(photo.rel_path):
+            return self._fields_of_object(url, photo, row)
         path = self.machine.roots.locate(photo.rel_path)
         info = stat_photo(path, self.max_bytes)
         sha256 = self.known.get(path, info)
         if sha256 and (fields := self._kept(sha256)):
             return fields, False
         data, info = read_photo(path, self.max_bytes)
+        return self._fields_of_data(data, path, path, info, row)
+
+    def _fields_of_object(
+        self, url: str, photo: Photo, row: dict[str, Any]
+    ) -> tuple[dict[str, Any], bool]:
+        """Of a photo in a bucket, which is not fetched if what the plan says of it is known."""
+        info = buckets.listed_stat(photo.size, photo.mtime_ns)
+        check_stat(info, self.max_bytes)
+        place = Path("/", url)  # no file has such a name
+        sha256 = self.known.get(place, info)
+        if sha256 and (fields := self._kept(sha256)):
+            return fields, False
+        with buckets.fetched(url) as path:
+            data, _ = read_photo(path, self.max_bytes)
+            if len(data) != photo.size:
+                raise PhotoProblem("changed_while_reading", "the object is not what was listed")
+            return self._fields_of_data(data, path, place, info, row)
+
+    def _fields_of_data(
+        self, data: bytes, path: Path, place: Path, info: os.stat_result, row: dict[str, Any]
+    ) -> tuple[dict[str, Any], bool]:
+        """`path`: the file that was read; `place`: by which name its digest is remembered."""
         sha256 = hashlib.sha256(data).hexdigest()
         row |= {"bytes": len(data), "sha256": sha256}
         with self._locks[int(sha256[:2], 16) % len(self._locks)]:
@@ -102,7 +129,7 @@ class _Shard:
             decoded = fields is None
             if fields is None:
                 fields = self._make(data, sha256, path)
-        self.known.put(path, info, sha256)
+        self.known.put(place, info, sha256)
         return fields, decoded
 
     def _kept(self, sha256: str) -> dict[str, Any] | None:
@@ -209,7 +236,7 @@ def _count(stats: Stats, row: Mapping[str, Any], decoded: bool) -> None:
 if __name__ == "__main__":
     with job(snakemake) as stats:
         thumbs(
-            listing=Path(snakemake.input.listing),
+            listing=listing_path(snakemake.wildcards.shard),
             output=Path(snakemake.output.table),
             machine=Machine.load(snakemake.params.machine),
             size=snakemake.params.size,

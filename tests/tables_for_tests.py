@@ -141,6 +141,8 @@ class Library:
             machine=self.machine,
             model=MODEL,
             labels="photographic",
+            size=512,
+            quality=85,
         )
 
     def check(self, fields: Sequence[str] | None = None) -> dict:

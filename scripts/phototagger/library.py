@@ -37,6 +37,11 @@ class Library:
             raise _nothing(results) from error
         except (ValueError, LookupError, TypeError) as error:
             raise UserError(f"{results}: damaged ({error}); `{AGAIN}` again") from error
+        if places := machine.roots.in_buckets:
+            raise UserError(
+                f"{places[0]}: photos in a bucket are only read, nothing is written beside them; "
+                "the proposed sidecars are in results/sidecars"
+            )
         return cls(machine, results, tuple(extensions), run_id, fields)
 
     @cached_property

@@ -18,20 +18,26 @@ the shard size double, and every listing with it.
 
 import hashlib
 import json
+import logging
 import os
 import stat
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from phototagger import names
-from phototagger.errors import UserError
+from phototagger import buckets, names
+from phototagger.errors import TransientError, UserError
 from phototagger.files import write_if_changed
+
+log = logging.getLogger(__name__)
 
 # With the 60 to 80 % fill of a radix tree, a plan of about 1,000 shards: Snakemake's comfort.
 MAX_SHARDS = 640
+
+INDEX = Path("results/plan/index.json")
 
 NEVER_PHOTOS = ("_original", "_exiftool_tmp", ".xmp")
 
@@ -51,7 +57,8 @@ class Photo:
 
 @dataclass(frozen=True)
 class Root:
-    """A folder given by the user; with `only`, just these files directly in it."""
+    """A folder given by the user, or a place in a bucket (see `buckets`); with `only`, just these
+    files directly in it."""
 
     name: str
     path: str
@@ -85,11 +92,69 @@ class Roots:
         self._paths = {root.name: names.decode(root.path) for root in roots}
 
     def locate(self, rel_path: str) -> Path:
-        """The file behind a rel_path; with several roots its first part names the root."""
+        """The file behind a rel_path; with several roots its first part names the root.
+
+        Raises UserError for a photo in a bucket.
+        """
+        top, rest = self._split(rel_path)
+        if buckets.is_bucket(top):
+            raise UserError(f"{top}: photos in a bucket are only read; copy them to a folder first")
+        return names.local_path(Path(top), rest)
+
+    def url(self, rel_path: str) -> str | None:
+        """Where a photo in a bucket lies; None for a file."""
+        top, rest = self._split(rel_path)
+        return buckets.join(top, names.decode(rest)) if buckets.is_bucket(top) else None
+
+    def address(self, rel_path: str) -> str:
+        """What a person would call the place of a photo: its absolute path, or its URL."""
+        return self.url(rel_path) or os.fspath(self.locate(rel_path))
+
+    @contextmanager
+    def file(self, rel_path: str) -> Iterator[Path]:
+        """The photo as a file, for as long as it is read: one in a bucket is fetched for that.
+
+        Raises PhotoProblem and TransientError as `buckets.fetched`.
+        """
+        url = self.url(rel_path)
+        if url is None:
+            yield self.locate(rel_path)
+            return
+        with buckets.fetched(url) as path:
+            yield path
+
+    @property
+    def in_buckets(self) -> list[str]:
+        """The roots that are places in buckets."""
+        return [top for top in self._paths.values() if buckets.is_bucket(top)]
+
+    def _split(self, rel_path: str) -> tuple[str, str]:
+        """The root's place, and the path below it."""
         if len(self.roots) == 1:
-            return names.local_path(Path(self._paths[self.roots[0].name]), rel_path)
+            return self._paths[self.roots[0].name], rel_path
         name, _, rest = rel_path.partition("/")
-        return names.local_path(Path(self._paths[name]), rest)
+        return self._paths[name], rest
+
+    def check_mounted(self, rel_path: str) -> None:
+        """Raise TransientError if not a single file is missing but the root it lies in.
+
+        On a node where a folder is not mounted, every photo in it looks as if it had been deleted.
+        """
+        name = rel_path.partition("/")[0] if len(self.roots) > 1 else self.roots[0].name
+        folder = self._paths[name]
+        if buckets.is_bucket(folder):
+            return
+        try:
+            with os.scandir(folder) as entries:
+                if next(entries, None) is not None:
+                    return
+            state = "an empty folder"
+        except OSError as error:
+            state = error.strerror.lower()
+        raise TransientError(
+            f"{folder}: {state} on {os.uname().nodename}, and photos were planned there; "
+            "mount it on this node, or if they were removed, run again"
+        )
 
     def rel_path(self, path: Path) -> str | None:
         """The rel_path of a file below one of the roots, or None."""
@@ -106,7 +171,8 @@ class Roots:
 
 
 def resolve_roots(given: Iterable[str | Path], base: Path) -> Roots:
-    """Roots from what the user named: folders, and files (grouped by their folder).
+    """Roots from what the user named: folders, files (grouped by their folder), and places in
+    buckets.
 
     Root names are the folders' names, made unique with `-2`, `-3` ... in the order given.
 
@@ -114,6 +180,10 @@ def resolve_roots(given: Iterable[str | Path], base: Path) -> Roots:
     """
     folders: dict[str, list[str] | None] = {}
     for item in given:
+        if buckets.is_bucket(item):
+            bucket, prefix = buckets.split(str(item))
+            folders[f"{buckets.SCHEME}{bucket}/{prefix}".rstrip("/")] = None
+            continue
         path = Path(os.path.abspath(base / Path(item).expanduser()))  # keeps symlinks as named
         if path.is_dir():
             folders[str(path)] = None
@@ -169,6 +239,9 @@ def scan(
     for root in roots.roots:
         prefix = f"{root.name}/" if len(roots.roots) > 1 else ""
         top = names.decode(root.path)
+        if buckets.is_bucket(top):
+            photos += _scan_bucket(top, prefix, options, extensions)
+            continue
         only = {names.decode(name) for name in root.only} if root.only is not None else None
         recursive = options.recursive and only is None
         for rel, info, token in _walk(top, prefix, recursive, extensions, visited, sidecars):
@@ -180,6 +253,29 @@ def scan(
             photos.append((sort_key(text), Photo(text, info.st_size, info.st_mtime_ns, token)))
     photos.sort()
     return [photo for _, photo in photos[: options.max_images]]
+
+
+def _scan_bucket(
+    top: str, prefix: str, options: ScanOptions, extensions: tuple[str, ...]
+) -> Iterator[tuple[bytes, Photo]]:
+    """Photos in a bucket. Raises UserError for keys that could not be paths."""
+    start = len(buckets.split(top)[1])
+    sidecars = 0
+    for item in buckets.listing(top):
+        key = item.key[start:].removeprefix("/")
+        *folders, name = key.split("/")
+        sidecars += name.lower().endswith(".xmp")
+        if not is_photo(name, extensions) or (folders and not options.recursive):
+            continue
+        text = prefix + names.encode(key)
+        hidden = any(folder.startswith(".") and folder not in (".", "..") for folder in folders)
+        if hidden or _excluded(text, options.exclude):
+            continue
+        if {"", ".", ".."} & {*folders}:
+            raise UserError(f"{top}: the key {names.encode(item.key)} is no path; exclude {text}")
+        yield sort_key(text), Photo(text, item.size, item.mtime_ns)
+    if sidecars:
+        log.warning("%s: %d sidecars in the bucket are not read", top, sidecars)
 
 
 def sort_key(rel_path: str) -> bytes:
@@ -305,6 +401,11 @@ def _first_difference(first: bytes, last: bytes) -> tuple[int, int]:
 def format_listing(photos: Iterable[Photo]) -> bytes:
     rows = (f"{p.rel_path}\t{p.size}\t{p.mtime_ns}\t{p.sidecar}\n" for p in photos)
     return b"rel_path\tsize\tmtime_ns\tsidecar\n" + "".join(rows).encode()
+
+
+def listing_path(shard: str) -> Path:
+    """Where the listing of a shard is, seen from the work directory."""
+    return Path("results/plan/shards") / f"{shard}.tsv"
 
 
 def read_listing(path: Path) -> list[Photo]:
