@@ -1,0 +1,62 @@
+"""What a small job costs on Slurm: its executor, job arrays, plain sbatch, and groups of jobs.
+
+    make cluster applications
+    PYTHONPATH=tests .venv/bin/python tests/bench/bench_slurm.py [SHARDS]
+
+Starts the cluster of tests/slurm (root only) and runs a library of four photos a shard through the
+tests' model of random weights: all that is measured is what comes on top of the work.
+"""
+
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from slurm.cluster import cluster
+from slurm.runs import OnSlurm
+from workflow.library import LABELS, make_library
+
+from phototagger import demo_clip
+
+PER_SHARD = 4
+NO_GROUPS = ("--groups", "collect=alone")
+ONE_CPU = ("--set-threads", "thumbs=1", "embed=1", "labels=1", "sidecars=1")
+VARIANTS = {
+    "slurm": ("slurm", NO_GROUPS),
+    "slurm, arrays": ("slurm", (*NO_GROUPS, "--slurm-array-jobs", "all")),
+    "slurm, groups": ("slurm", ()),
+    "slurm-generic": ("slurm-generic", NO_GROUPS),
+    "slurm-generic, groups": ("slurm-generic", ()),
+}
+
+
+def main(shards: int) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        base = Path(name)
+        (base / "labels.txt").write_text(LABELS)
+        demo_clip.build(base / "models", demo_clip.TINY)
+        settings = {
+            "PHOTO_TAGGER__CLIP__MODEL": "tiny-random-clip",
+            "PHOTO_TAGGER__CLIP__MODELS_DIR": str(base / "models"),
+            "PHOTO_TAGGER__LABELS__PATH": str(base / "labels.txt"),
+            "PHOTO_TAGGER__SCORE__THRESHOLD": "-0.05",
+            "PHOTO_TAGGER__PLAN__SHARD_SIZE": str(PER_SHARD),
+        }
+        photos = make_library(base / "photos", shards * PER_SHARD)
+        library = OnSlurm(base / "work", photos, settings)
+        print("| run | wall | Slurm jobs | seconds on nodes |\n|---|---|---|---|")
+        for n, (variant, (profile, options)) in enumerate(VARIANTS.items()):
+            one = replace(library, work=base / f"work{n}", profile=profile)
+            # two CPUs a node, as this machine has: no job waits for another's cores
+            with cluster(base / f"slurm{n}", cpus=2) as slurm:
+                started = time.monotonic()
+                one.snakemake(*ONE_CPU, *options)
+                wall = time.monotonic() - started
+                jobs = slurm.jobs()
+            held = sum(job.end - job.start for job in jobs)
+            print(f"| {variant} | {wall:.0f} s | {len(jobs)} | {held:.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 8)
