@@ -499,7 +499,7 @@ if workflow.is_main_process:
 
 
 onstart:
-    pace.lift(workflow.scheduler)
+    pace.lift(getattr(workflow, "scheduler", None))
     RUN.begin()
 
 

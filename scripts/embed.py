@@ -288,6 +288,7 @@ if __name__ == "__main__":
 
     from phototagger import allocation
     from phototagger.gpus import lease
+    from phototagger.lastjob import has_whole_run
 
     with job(snakemake) as stats, ExitStack() as held:
         machine = Machine.load(snakemake.params.machine)
@@ -307,6 +308,6 @@ if __name__ == "__main__":
                 "code": snakemake.params.code,
             },
             take_gpu=lambda: held.enter_context(gpu),
-            works_ahead=allocation.current() is None,
+            works_ahead=has_whole_run(allocation.current()),
             stats=stats,
         )

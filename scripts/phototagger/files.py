@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from phototagger import names
 from phototagger.errors import TransientError, UserError
 
 log = logging.getLogger(__name__)
@@ -117,7 +118,8 @@ def explain(error: BaseException) -> UserError | None:
         return None
     cause = os.strerror(error.errno).lower()
     where = error.filename if error.filename is not None else "a file"
-    where = os.fsdecode(where) if isinstance(where, (str, bytes, os.PathLike)) else "a file"
+    known = isinstance(where, (str, bytes, os.PathLike))
+    where = names.encode(os.fsdecode(where)) if known else "a file"
     if way_out := _PASSING.get(error.errno):
         return TransientError(f"{where}: {cause}; {way_out}")
     if error.errno in NOT_OURS:

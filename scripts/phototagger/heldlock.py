@@ -30,6 +30,7 @@ from phototagger.processes import Process, alive, identify
 BEAT = 5.0  # seconds between touches
 STALE = 30.0  # seconds without one after which a holder on another computer counts as dead
 ENDING = 15.0  # seconds that what a killed holder left behind may take to end
+SIGNING = 2.0  # seconds in which whoever has the flock signs; who only looks (`holder`) is gone
 _TICK = 0.1
 
 Owner = Mapping[str, Any]
@@ -72,8 +73,9 @@ def hold(
         finally:
             stop.set()
             beating.join()
-            if _owner(path).get("token") == token:
-                os.ftruncate(descriptor, 0)
+            with suppress(OSError):  # the file server is gone; what was done counts
+                if _owner(path).get("token") == token:
+                    os.ftruncate(descriptor, 0)
     finally:
         os.close(descriptor)
 
@@ -102,6 +104,7 @@ def holder(path: Path) -> Owner | None:
 
 def _acquire(descriptor: int, path: Path, say: Callable[[str], None]) -> None:
     ending = None  # when what a killed holder left behind is given up on
+    signing = time.monotonic() + SIGNING
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -112,6 +115,9 @@ def _acquire(descriptor: int, path: Path, say: Callable[[str], None]) -> None:
             if error.errno not in NO_LOCKS:
                 raise
             break
+        if not owner and time.monotonic() < signing:
+            time.sleep(_TICK)
+            continue
         killed = owner and _is_here(owner) and not _lives(owner)
         if not killed or (ending and time.monotonic() > ending):
             raise TakenError(path, owner)

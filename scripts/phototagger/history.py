@@ -16,7 +16,7 @@ from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
-from phototagger import names
+from phototagger import buckets, names
 from phototagger.config import Config
 from phototagger.job import read_counts, stats_path
 from phototagger.manifest import read_manifest, sidecar_path
@@ -24,6 +24,7 @@ from phototagger.metrics import STAGES
 from phototagger.plan import (
     NEVER_PHOTOS,
     Photo,
+    Root,
     Roots,
     Shard,
     is_photo,
@@ -117,9 +118,18 @@ class Plan:
             for root in self.roots.roots:
                 inside = os.path.relpath(resolve(path), resolve(names.decode(root.path)))
                 if not inside.startswith(".."):
-                    prefix = f"{root.name}/" if len(self.roots.roots) > 1 else ""
-                    found.append(prefix + names.encode(inside))
+                    found.append(self._called(root, inside))
         return list(dict.fromkeys(found))
+
+    def keys(self, url: str) -> list[str]:
+        """What an object in a bucket may be called in the plan, by its URL."""
+        tops = [(root, f"{names.decode(root.path)}/") for root in self.roots.roots]
+        found = [(root, url.removeprefix(top)) for root, top in tops if url.startswith(top)]
+        return [self._called(*each) for each in found] if buckets.is_bucket(url) else []
+
+    def _called(self, root: Root, inside: str) -> str:
+        prefix = f"{root.name}/" if len(self.roots.roots) > 1 else ""
+        return prefix + names.encode(inside)
 
     def last(self) -> str:
         """The rel_path of the last photo."""
@@ -153,10 +163,13 @@ def _holds(path: Path, text: str) -> bool:
         return False
 
 
-def file_state(path: Path, photo: Photo) -> str:
-    """Whether the file is as the plan has it: `as planned`, `changed`, or `gone`."""
+def file_state(roots: Roots, photo: Photo) -> str:
+    """Whether the file is as the plan has it: `as planned`, `changed`, or `gone`; of one in a
+    bucket, `not looked at`."""
+    if roots.url(photo.rel_path):
+        return "not looked at"
     try:
-        info = path.stat()
+        info = roots.locate(photo.rel_path).stat()
     except OSError:
         return "gone"
     same = (info.st_size, info.st_mtime_ns) == (photo.size, photo.mtime_ns)

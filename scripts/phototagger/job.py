@@ -103,6 +103,19 @@ def is_under_way(path: Path, run: str | None) -> bool:
     return bool(counts) and counts.get("run") == run and not ended
 
 
+def leave(*_: object) -> None:
+    """Handler of SIGTERM: unwind, so that temporary files go and the counts say why.
+
+    Once: Slurm sends it twice, and a second exception would end the unwinding in the middle.
+    """
+    signal.signal(signal.SIGTERM, _nothing)
+    sys.exit(_TERMINATED)
+
+
+def _nothing(*_: object) -> None:
+    """Instead of SIG_IGN, which processes that are started meanwhile would inherit."""
+
+
 @contextmanager
 def job(snakemake: Any) -> Iterator[Stats]:
     """Run a rule's work with its log and its counts; on an error, one line and exit status 1.
@@ -111,7 +124,7 @@ def job(snakemake: Any) -> Iterator[Stats]:
     """
     log = Path(snakemake.log[0])
     newest_input = _newest(getattr(snakemake, "input", ()))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))  # unwind, so files go
+    signal.signal(signal.SIGTERM, leave)
     stderr = os.dup(2)
     with _opened(log, snakemake.rule) as file:
         os.dup2(file.fileno(), 2)

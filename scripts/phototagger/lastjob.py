@@ -10,7 +10,6 @@ the server is stopped, since it can be started again.
 import logging
 import os
 import signal
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from pathlib import Path
 from phototagger import allocation
 from phototagger.allocation import Allocation
 from phototagger.errors import UserError
-from phototagger.job import read_counts
+from phototagger.job import leave, read_counts
 from phototagger.machine import Servers
 from phototagger.server import stop_one
 from phototagger.setups import Setup
@@ -49,14 +48,14 @@ def leaving(setup: Setup, servers: Servers, output: Path) -> Iterator[None]:
     """Around all that uses the setup's server to write `output`; does nothing outside a batch
     system.
 
-    A first SIGTERM ends the work as ever. Those that follow (Slurm sends it twice) are ignored, so
-    that the server can be stopped in the seconds that are left.
+    A first SIGTERM ends the work as ever (`job.leave`); nothing interrupts the stopping of the
+    server in the seconds that are left.
     """
     place = allocation.current()
     if place is None:
         yield
         return
-    before = signal.signal(signal.SIGTERM, _leave)
+    before = signal.signal(signal.SIGTERM, leave)
     told = False
     try:
         yield
@@ -70,11 +69,6 @@ def leaving(setup: Setup, servers: Servers, output: Path) -> Iterator[None]:
             _stop(setup, servers)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_IGN if told else before)
-
-
-def _leave(*_: object) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    sys.exit(128 + signal.SIGTERM)
 
 
 def _stop(setup: Setup, servers: Servers) -> None:
@@ -99,6 +93,12 @@ def shards_here(output: Path) -> set[str] | None:
     place = allocation.current()
     planned = place and planned_here(Shard.of(output), _snakemakes(place))
     return None if planned is None else _of_setup(planned, output)
+
+
+def has_whole_run(place: Allocation | None) -> bool:
+    """Whether no other node has jobs of the run: it runs outside a batch system, or all of it in
+    this allocation."""
+    return place is None or any(TARGETS not in line for line in _snakemakes(place))
 
 
 def _of_setup(planned: Iterable[Shard], output: Path) -> set[str]:

@@ -13,10 +13,12 @@ NO_LIMIT = 1000  # jobs per second; no machine and no cluster starts as many
 def lift(scheduler: Any) -> bool:
     """Take away the limit of a scheduler that has not begun yet; returns whether it was lifted.
 
-    A limit that means something, as in `--max-jobs-per-timespan 10/1m`, stays.
+    A limit that means something, as in `--max-jobs-per-timespan 10/1m`, stays; so does one that
+    another version of Snakemake keeps elsewhere, which costs time, and nothing else.
     """
     limit = getattr(scheduler, "job_rate_limiter", None)
-    if limit is None or limit.max_jobs < NO_LIMIT * limit.timespan:
+    jobs, seconds = (getattr(limit, name, None) for name in ("max_jobs", "timespan"))
+    if jobs is None or seconds is None or jobs < NO_LIMIT * seconds:
         return False
     scheduler.job_rate_limiter = None
     return True

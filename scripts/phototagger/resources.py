@@ -47,7 +47,7 @@ NEEDS: Mapping[str, Need] = {
     "labels": Need(threads=8, memory=4_000, memory_each=0, minutes=30, disk_each=0),
     "score": Need(),
     # The answers, without the server. Time: ten minutes until it is ready, twenty of working ahead.
-    "describe": Need(memory=1_500, memory_each=1, minutes=45, minutes_each=0.5),
+    "describe": Need(memory=1_500, memory_each=1, minutes=40, minutes_each=0.1),
     "record": Need(),
     "sidecars": Need(threads=2, minutes_each=0.02),
     # Over all shards: they stream, and what grows is little (medoids of 100,000 photos: 175 MB).

@@ -5,6 +5,7 @@ forgets lets two jobs do the same thing at once.
 """
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -61,6 +62,20 @@ def run_dir(servers: Servers, create: bool = True) -> Path:
         ) from error
     if create and (kind := shared_kind(folder)):
         log.warning("%s: is on %s; name a folder of this node by servers.run_dir", folder, kind)
+    return folder
+
+
+def private(folder: Path) -> Path:
+    """A folder that is ours, made if it is missing; its parent has to be there.
+
+    Raises OSError, above all PermissionError if others can have put something into it.
+    """
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        said = "belongs to somebody else, or others can write to it"
+        raise PermissionError(errno.EPERM, said, str(folder))
     return folder
 
 

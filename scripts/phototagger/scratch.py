@@ -10,12 +10,12 @@ cannot be made, the shared files are used, with a warning: nothing but speed dep
                                                      folder, for the commands of model servers
 """
 
+import glob
 import hashlib
 import json
 import logging
 import os
 import shutil
-import stat
 import uuid
 from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager, suppress
@@ -26,6 +26,7 @@ from phototagger import allocation, commandline, setup_weights
 from phototagger.files import CHUNK, sha256_file
 from phototagger.flocks import wait_for_lock
 from phototagger.models import default_models_dir
+from phototagger.runfolder import private
 from phototagger.setups import Setup
 
 log = logging.getLogger(__name__)
@@ -48,22 +49,11 @@ def place(setting: str | None) -> Path | None:
         log.warning("scratch: %s is no folder on this node; using the shared model files", setting)
         return None
     try:
-        return _private(Path(folder))
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        return private(Path(folder) / f"photo-tagger-{os.getuid()}")
     except OSError as error:
         log.warning("scratch: %s: %s; using the shared model files", folder, error.strerror)
         return None
-
-
-def _private(folder: Path) -> Path:
-    """Folder in which nobody else can have put anything."""
-    ours = folder / f"photo-tagger-{os.getuid()}"
-    folder.mkdir(parents=True, exist_ok=True)
-    with suppress(FileExistsError):
-        ours.mkdir(mode=0o700)
-    info = os.lstat(ours)
-    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid() or info.st_mode & 0o022:
-        raise PermissionError(1, "belongs to somebody else, or others can write to it", str(ours))
-    return ours
 
 
 # --------------------------------------------------------------------------------------- copies
@@ -115,12 +105,13 @@ def _one_copier(lock: Path) -> Iterator[bool]:
 
 
 def _copy(files: Sequence[tuple[Path, Path, Any]], target: Path, size: int) -> None:
-    for left in target.parent.glob(".copying-*"):  # of a job that was killed: we hold the lock
+    begun = f".copying-{target.name}-"  # other models' copiers have locks of their own
+    for left in target.parent.glob(f"{glob.escape(begun)}*"):  # of a job that was killed
         shutil.rmtree(left, ignore_errors=True)
     free = shutil.disk_usage(target.parent).free
     if free < size + min(_ROOM, size):
         raise OSError(28, f"{size:,} bytes are needed and {free:,} free")
-    temporary = target.with_name(f".copying-{uuid.uuid4().hex}")
+    temporary = target.with_name(f"{begun}{uuid.uuid4().hex}")
     try:
         for rel, path, info in files:
             copy = temporary / rel

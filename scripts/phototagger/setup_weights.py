@@ -16,6 +16,7 @@ from pathlib import Path
 from phototagger import commandline
 from phototagger.errors import UserError
 from phototagger.files import sha256_file, write_atomic
+from phototagger.runfolder import private
 from phototagger.setups import Setup
 from phototagger.statcache import StatCache
 
@@ -122,7 +123,11 @@ def _way_out(setup: Setup) -> str:
 
 def _sha256(path: Path) -> str:
     info = path.stat()
-    with StatCache(Path(tempfile.gettempdir()) / f"photo-tagger-{os.getuid()}-seen") as seen:
+    try:
+        folder = private(Path(tempfile.gettempdir()) / f"photo-tagger-{os.getuid()}-seen")
+    except OSError:  # somebody else's: what stands there proves nothing
+        return sha256_file(path)
+    with StatCache(folder) as seen:
         found = seen.get(path, info)
         if found is None:
             found = sha256_file(path)

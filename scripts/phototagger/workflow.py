@@ -6,6 +6,7 @@ that parses the Snakefile again on another node only reads what was written.
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import time
@@ -95,10 +96,17 @@ class Run:
         return [path for path in found if path.exists()]
 
     def gather_counts(self) -> None:
-        """Have the counts of jobs that ran elsewhere among those of jobs that ran here."""
-        if self.stored:
-            url = buckets.join(self.stored, "results/logs")
+        """Have the counts of jobs that ran elsewhere among those of jobs that ran here.
+
+        If they cannot be had, a warning says so: what made a run fail must not keep it from ending.
+        """
+        if not self.stored:
+            return
+        url = buckets.join(self.stored, "results/logs")
+        try:
             buckets.fetch_new(url, Path("results/logs"), ".json")
+        except UserError as error:
+            logging.warning("counts of jobs that ran elsewhere are missing: %s", error)
 
     def prune(self) -> None:
         """Remove results that no part of the plan asks for any more."""

@@ -10,11 +10,12 @@ import pytest
 
 from phototagger import CLONE, buckets
 from phototagger.cli.settings import split_arguments
-from phototagger.errors import UserError
+from phototagger.config import load
+from phototagger.errors import TransientError, UserError
 from phototagger.library import Library
 from phototagger.machine import Machine
 from phototagger.plan import Root, Roots, resolve_roots
-from phototagger.workflow import find_stored
+from phototagger.workflow import Run, find_stored
 
 
 class Storage:
@@ -74,6 +75,17 @@ def test_results_go_to_s3_or_to_files():
     for provider, prefix in (("gcs", "gcs://results"), ("s3", None), ("fs", "/shared")):
         with pytest.raises(UserError, match="results can go to S3 only"):
             find_stored(Storage(provider, prefix))
+
+
+def test_a_bucket_that_is_gone_does_not_keep_a_run_from_ending(monkeypatch, caplog):
+    def gone(*_: object) -> None:
+        raise TransientError("s3://results: cannot be listed")
+
+    monkeypatch.setattr(buckets, "fetch_new", gone)
+    Run(load(None, {}, {}), [], "", {}, 0.2).gather_counts()
+    assert caplog.text == ""
+    Run(load(None, {}, {}), [], "", {}, 0.2, stored="s3://results").gather_counts()
+    assert "counts of jobs that ran elsewhere are missing: s3://results" in caplog.text
 
 
 def test_what_snakemake_sends_to_a_bucket_is_known_by_its_local_copy():

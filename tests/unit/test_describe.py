@@ -1,6 +1,8 @@
 """The rule over a shard's table, asked of a server that answers over real HTTP."""
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -14,7 +16,7 @@ from servers.fault_server import FaultServer, running
 from thumbs import thumbs
 from workflow.library import make_photo
 
-from phototagger import config, plan, tables
+from phototagger import config, files, plan, tables
 from phototagger.asking import percentiles
 from phototagger.connection import connect
 from phototagger.errors import UserError
@@ -128,6 +130,43 @@ def test_the_second_time_nothing_is_asked(shard: Callable[[FaultServer], Shard])
     again, stats = photos.ask()  # the server is gone
     assert again == lines
     assert (stats.computed, stats.cached, stats.extra["requests"]) == (0, 4, 0)
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, number: int, after: int) -> None:
+    """Have the cache of answers fail with that error, once it has taken so many."""
+    real, left = files.write_atomic, iter(range(after))
+
+    def write(path: Path, content: bytes | str) -> None:
+        if path.parent.parent.name == "describe" and next(left, None) is None:
+            raise OSError(number, os.strerror(number), str(path))
+        real(path, content)
+
+    monkeypatch.setattr(files, "write_atomic", write)
+
+
+def test_answers_that_cannot_be_kept_count_all_the_same(
+    shard: Callable[[FaultServer], Shard], monkeypatch: pytest.MonkeyPatch
+):
+    refuse(monkeypatch, errno.EROFS, after=0)
+    with running() as server:
+        lines, _ = shard(server).ask()
+        assert server.stats.received == 9
+    assert [said["status"] for said in lines] == ["done"] * 12
+
+
+def test_a_full_cache_ends_the_job_and_keeps_what_was_answered(
+    shard: Callable[[FaultServer], Shard], monkeypatch: pytest.MonkeyPatch
+):
+    with running() as server:
+        photos = shard(server)
+        with monkeypatch.context() as patched:
+            refuse(patched, errno.ENOSPC, after=4)
+            with pytest.raises(OSError, match="No space left on device"):
+                photos.ask()
+        assert not (photos.work / "described.jsonl").exists()
+        lines, stats = photos.ask()
+    assert stats.extra["requests"] == 9 - 4
+    assert [said["status"] for said in lines] == ["done"] * 12
 
 
 def test_what_was_set_is_what_is_sent(shard: Callable[[FaultServer], Shard]):

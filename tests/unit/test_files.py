@@ -121,3 +121,10 @@ def test_results_of_the_future_are_brought_back(tmp_path):
     assert set_back([soon, late, folder, old, tmp_path / "gone"], tmp_path) == [soon, late, stamp]
     assert soon.stat().st_mtime_ns == late.stat().st_mtime_ns <= time.time_ns() + 10**9
     assert old.stat().st_mtime == 1000
+
+
+def test_a_hostile_name_stays_on_one_line():
+    name = "/photos/a\x1b[2J\nb\udce9.jpg"
+    told = str(explain(OSError(errno.EIO, "Input/output error", name)))
+    assert told.startswith("/photos/a\\u001b[2J\\nb\\xe9.jpg: input/output error; ")
+    told.encode()

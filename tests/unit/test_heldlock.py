@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -83,6 +84,24 @@ def test_one_at_a_time_and_free_afterwards(tmp_path, start):
     with hold(lock, pytest.fail):
         assert holder(lock)["pid"] == os.getpid()
     assert holder(lock) is None
+
+
+def test_who_only_looks_does_not_hold_it(tmp_path):
+    lock = tmp_path / "lock"
+    with lock.open("w") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        threading.Timer(0.3, fcntl.flock, (looking, fcntl.LOCK_UN)).start()
+        with hold(lock, pytest.fail):
+            assert holder(lock)["pid"] == os.getpid()
+
+
+def test_an_unsigned_lock_is_not_waited_for_long(tmp_path, monkeypatch):
+    monkeypatch.setattr(heldlock, "SIGNING", 0.2)
+    lock = tmp_path / "lock"
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(TakenError, match=r"process \? on \?"), hold(lock):
+            pass
 
 
 @pytest.mark.parametrize("kind", FLOCK)

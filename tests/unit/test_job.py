@@ -127,6 +127,23 @@ def test_a_time_limit_leaves_its_reason_and_the_photos_done(here):
     assert not left["final"] and left["computed"] == 4
 
 
+def test_a_second_sigterm_does_not_interrupt_the_first(here):
+    """Slurm sends it twice."""
+    cleaned = False
+    with pytest.raises(SystemExit) as ended, job(a_job()):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            cleaned = True
+    assert cleaned and ended.value.code == 143
+    assert counts()["error"].startswith("stopped by SIGTERM")
+    # what is started meanwhile can be ended
+    waiting = subprocess.Popen(["sleep", "60"])
+    waiting.terminate()
+    assert waiting.wait(20) == -signal.SIGTERM
+
+
 def test_a_killed_job_leaves_counts_without_an_end(here):
     status, left = stopped_by(signal.SIGKILL)
     assert status == -signal.SIGKILL

@@ -108,6 +108,21 @@ def test_never_the_last_where_the_whole_run_is(output: Path, monkeypatch: pytest
     assert not is_last(output, PLACE)
 
 
+@pytest.mark.parametrize(
+    ("lines", "has"),
+    [
+        ([["snakemake", "all"]], True),
+        ([line(job(A)), ["snakemake", "all"]], True),
+        ([line(job(A)), line(job(A), job(B))], False),
+        ([], False),
+    ],
+)
+def test_the_whole_run_is_in_the_allocation(lines, has, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(lastjob, "_snakemakes", lambda place: lines)
+    assert lastjob.has_whole_run(PLACE) is has
+    assert lastjob.has_whole_run(None)
+
+
 def test_whose_shards_may_be_asked_ahead(output: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(lastjob.allocation, "current", lambda: None)
     assert shards_here(output) is None

@@ -29,6 +29,7 @@ def test_a_real_limit_stays(text):
 def test_no_limit_to_begin_with():
     assert not pace.lift(SimpleNamespace(job_rate_limiter=None))
     assert not pace.lift(None)
+    assert not pace.lift(SimpleNamespace(job_rate_limiter=SimpleNamespace(renamed=1)))
 
 
 def test_snakemake_still_has_what_is_taken_away():

@@ -88,6 +88,19 @@ def test_other_weights_are_another_copy(shared, node):
     assert copied(shared / TINY, node) != first
 
 
+def test_copiers_of_other_models_are_left_alone(shared, node):
+    other = shutil.copytree(shared / TINY, shared / f"{TINY}-[2]")
+    under_way = node / f".copying-{copied(other, node).name}-0"
+    under_way.mkdir()
+    copy = copied(shared / TINY, node)
+    assert under_way.is_dir()
+    shutil.rmtree(copy)
+    killed = node / f".copying-{copy.name}-0"
+    killed.mkdir()
+    assert copied(shared / TINY, node) == copy
+    assert not killed.exists()
+
+
 def test_a_full_disk_leaves_the_shared_files(shared, node, caplog, monkeypatch):
     def full(*_: object) -> str:
         raise OSError(28, "No space left on device")

@@ -107,6 +107,18 @@ def test_the_command(hub, tmp_path):
     assert "name a CLIP model" in str(run(cli.app, ["fetch"]).exception)
 
 
+def test_digests_that_others_may_have_put_there_are_not_believed(tmp_path):
+    path = tmp_path / "model.gguf"
+    path.write_text("weights")
+    right = setup_weights._sha256(path)
+    seen = next((tmp_path / "node").iterdir())
+    for file in seen.rglob("*.json"):
+        file.write_text(file.read_text().replace(right, "0" * 64))
+    assert setup_weights._sha256(path) == "0" * 64  # ours: not read again
+    seen.chmod(0o777)
+    assert setup_weights._sha256(path) == right
+
+
 def test_weights_of_a_setup_that_were_cut_off(tmp_path):
     """Of one file, recorded in the setup's own entry."""
     expected = "0" * 64

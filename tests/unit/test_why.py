@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from tables_for_tests import SETUP, Library, failed, make_library
 
-from phototagger import config, history, plan, runtoken
+from phototagger import config, history, names, plan, runtoken
 from phototagger.cli import main, why
 from phototagger.cli.events import RunState
+from phototagger.machine import Machine
 from phototagger.plan import Photo, Root, Roots, Shard
 
 PHOTOS = [f"{folder}/IMG_{n:02}.jpg" for folder in ("2023", "2024/Lisbon") for n in range(6)]
@@ -111,6 +112,26 @@ def test_a_file_is_found_from_where_it_is_and_through_links(library, capsys, mon
     (work.parent / "link").symlink_to(work.parent / "photos")
     monkeypatch.chdir(work.parent / "link/2023")
     assert told(capsys, "IMG_05.jpg", "--workdir", str(work))["photo"] == "2023/IMG_05.jpg"
+
+
+def test_names_that_are_no_text(library, capsys):
+    for typed in ("caf\udce9.jpg", "a\nb.jpg", "2023/\x1b[31m.jpg", "C:\\x.jpg"):
+        ask("--quick", typed, code=2)
+        shown = capsys.readouterr().err
+        assert "no such photo" in shown and names.encode(typed) in shown
+
+
+def test_a_photo_in_a_bucket_is_found_by_its_url(library, capsys):
+    machine = Machine.load(library.results / "plan/machine.json")
+    bucket = Roots([Root("photos", "s3://lib/photos")])
+    replace(machine, roots=bucket).write(library.results / "plan/machine.json")
+    url = f"s3://lib/photos/{PHOTOS[0]}"
+    for name in (PHOTOS[0], url):
+        answer = told(capsys, name, "--workdir", str(library.work))
+        assert (answer["photo"], answer["file"]) == (PHOTOS[0], url)
+    ask("--quick", url)
+    assert "in a bucket, not looked at" in capsys.readouterr().out
+    ask("--quick", "s3://lib/photos/none.jpg", code=2)
 
 
 def test_a_name_that_several_have_is_no_name(library, capsys):

@@ -107,7 +107,6 @@ def _answer(
         own = own_folders(machine.roots, machine.cache)
         because = history.why_not(place, planned, config, own)
         return {"photo": names.encode(place), "in_plan": False, "because": because}
-    path = machine.roots.locate(place.photo.rel_path)
     setups = list(frozen["facts"].get("setups") or ())
     rows = history.story(place, config, setups)
     run = _run_under_way() if owner else None
@@ -120,9 +119,9 @@ def _answer(
     return {
         "photo": place.photo.rel_path,
         "in_plan": True,
-        "file": names.encode(path),
+        "file": names.encode(machine.roots.address(place.photo.rel_path)),
         "bytes": place.photo.size,
-        "file_state": history.file_state(path, place.photo),
+        "file_state": history.file_state(machine.roots, place.photo),
         "shard": place.shard.name,
         "number": place.number,
         "photos_in_shard": place.shard.photos,
@@ -140,18 +139,20 @@ def _find(photo: str, typed: Path, planned: Any) -> Any:
     """
     from phototagger import history
 
-    candidates = planned.rel_paths(typed) if os.path.lexists(typed) else []
+    candidates = planned.rel_paths(typed) if os.path.lexists(typed) else planned.keys(photo)
     text = names.encode(photo).removeprefix("./")
-    for rel_path in [*candidates, text, photo, *planned.rel_paths(typed)]:
+    # as it stands in our tables, if it can stand there
+    written = [text, *([photo] if names.encode(names.decode(photo)) == photo else [])]
+    for rel_path in [*candidates, *written, *planned.rel_paths(typed)]:
         if place := planned.find(rel_path):
             return place
     if typed.is_dir():
         raise UserError(f"{names.encode(photo)}: is a folder; name a photo")
     if os.path.lexists(typed):
         return typed
-    if gone := history.was_there([text, *planned.rel_paths(typed)]):
-        return planned.roots.locate(gone)
-    found = planned.ending(text) or planned.ending(photo)
+    if gone := history.was_there([*planned.keys(photo), text, *planned.rel_paths(typed)]):
+        return Path(planned.roots.address(gone))
+    found = next(filter(None, map(planned.ending, written)), [])
     if not found:
         raise UserError(
             f"{names.encode(photo)}: no such photo, neither as a file nor in the plan of "
@@ -256,6 +257,7 @@ _FILE = {
     "as planned": "unchanged since it was planned",
     "changed": "changed since it was planned",
     "gone": "not there",
+    "not looked at": "in a bucket, not looked at",
 }
 
 
