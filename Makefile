@@ -1,8 +1,9 @@
 # The few commands of photo-tagger; everything else is `photo-tagger --help` or plain Snakemake.
 #   make demo    install, build the demo model, tag the demo photos, say where to look
 #   make test    everything CI runs
-#   make cluster run on a cluster: Snakemake with its executors, in .venv-cluster; see docs/clusters.md
+#   make cluster Snakemake's executors for Slurm, in .venv-cluster; see docs/clusters.md
 #   make s3      photos and results in object storage, in .venv-s3; see docs/object-storage.md
+#   make bench   measure docs/performance.md again; takes minutes
 #   make test-vllm   the same model server tests on vLLM; downloads 1 GB, see docs/servers.md
 PYTHON ?= python3
 VENV   := .venv
@@ -18,7 +19,7 @@ demo: setup
 
 # Two files of tests side by side: they wait as much as they compute.
 test: setup cluster s3 s3-server applications lint
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 # vLLM's build for CPUs, in an environment of its own (.venv-vllm, 3 GB) beside the usual one.
 test-vllm: setup $(VENV)-vllm/ready
@@ -85,14 +86,15 @@ exiftool:
 	  elif command -v brew >/dev/null; then echo "ExifTool is missing: brew install exiftool"; exit 1; \
 	  else echo "ExifTool is missing: install it with your package manager, or from exiftool.org"; exit 1; fi; }
 
-# What tests/readers reads sidecars with, the cluster of tests/slurm, and a clock that can be set;
-# where one is missing, its tests are skipped and say so.
-APPLICATIONS := exiv2 libexempi8 darktable slurmctld slurmd slurm-client munge faketime
+# What tests/readers reads sidecars with, and the cluster of tests/slurm; where one is missing, its
+# tests are skipped and say so.
+APPLICATIONS := exiv2 libexempi8 darktable slurmctld slurmd slurm-client munge
 applications: exiftool
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! dpkg -s $(APPLICATIONS) >/dev/null 2>&1; then \
 	  echo "installing $(APPLICATIONS)"; apt-get update -qq; \
-	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(APPLICATIONS) >/dev/null \
-	  || echo "not installed; tests that need them will be skipped"; fi
+	  install="apt-get install -y -qq --no-install-recommends"; export DEBIAN_FRONTEND=noninteractive; \
+	  $$install $(APPLICATIONS) >/dev/null || for each in $(APPLICATIONS); do \
+	    $$install $$each >/dev/null || echo "$$each is not installed; its tests will be skipped"; done; fi
 
 # Linting reads the Snakefile, which plans; any folder with a picture will do.
 lint: setup

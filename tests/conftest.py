@@ -8,6 +8,11 @@ from workflow.library import LABELS
 from phototagger import demo_clip, models
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One of the files with a cluster comes first: only one cluster runs at a time."""
+    items.sort(key=lambda item: not item.path.match("slurm/test_pipeline.py"))
+
+
 @pytest.fixture(scope="session")
 def demo_models() -> Path:
     """The models folder with demo-clip in it, as `make setup` leaves it; built if it is not."""

@@ -4,30 +4,35 @@
     PYTHONPATH=tests .venv/bin/python tests/bench/bench_slurm.py [SHARDS]
 
 Starts the cluster of tests/slurm (root only) and runs a library of four photos a shard through the
-tests' model of random weights: all that is measured is what comes on top of the work.
+tests' model of random weights: all that is measured is what comes on top of the work. Writes the
+table in docs/clusters.md.
 """
 
+import json
+import statistics
 import sys
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 
-from slurm.cluster import cluster
+from run import measured_on, replace_lines
+from slurm.cluster import Job, cluster
 from slurm.runs import OnSlurm
 from workflow.library import LABELS, make_library
 
-from phototagger import demo_clip
+from phototagger import CLONE, demo_clip
 
+PAGE = CLONE / "docs/clusters.md"
 PER_SHARD = 4
 NO_GROUPS = ("--groups", "collect=alone")
 ONE_CPU = ("--set-threads", "thumbs=1", "embed=1", "labels=1", "sidecars=1")
 VARIANTS = {
-    "slurm": ("slurm", NO_GROUPS),
-    "slurm, arrays": ("slurm", (*NO_GROUPS, "--slurm-array-jobs", "all")),
-    "slurm, groups": ("slurm", ()),
-    "slurm-generic": ("slurm-generic", NO_GROUPS),
-    "slurm-generic, groups": ("slurm-generic", ()),
+    "`slurm`": ("slurm", ()),
+    "`slurm`, no groups": ("slurm", NO_GROUPS),
+    "`slurm`, no groups, arrays": ("slurm", (*NO_GROUPS, "--slurm-array-jobs", "all")),
+    "`slurm-generic`": ("slurm-generic", ()),
+    "`slurm-generic`, no groups": ("slurm-generic", NO_GROUPS),
 }
 
 
@@ -45,7 +50,8 @@ def main(shards: int) -> None:
         }
         photos = make_library(base / "photos", shards * PER_SHARD)
         library = OnSlurm(base / "work", photos, settings)
-        print("| run | wall | Slurm jobs | seconds on nodes |\n|---|---|---|---|")
+        lines = ["| profile | wall | Slurm jobs | on nodes, in all | a `thumbs` job |"]
+        lines.append("|---|---|---|---|---|")
         for n, (variant, (profile, options)) in enumerate(VARIANTS.items()):
             one = replace(library, work=base / f"work{n}", profile=profile)
             # two CPUs a node, as this machine has: no job waits for another's cores
@@ -54,8 +60,18 @@ def main(shards: int) -> None:
                 one.snakemake(*ONE_CPU, *options)
                 wall = time.monotonic() - started
                 jobs = slurm.jobs()
-            held = sum(job.end - job.start for job in jobs)
-            print(f"| {variant} | {wall:.0f} s | {len(jobs)} | {held:.0f} |", flush=True)
+            lines.append(f"| {variant} | {wall:.0f} s | {len(jobs)} | {on_nodes(jobs)} |")
+            print(lines[-1], flush=True)
+        planned = len(json.loads((one.results / "plan/index.json").read_text())["shards"])
+    head = f"{measured_on()}: {shards * PER_SHARD} photos in {planned} shards."
+    replace_lines(PAGE, "slurm", [head, "", *lines])
+
+
+def on_nodes(jobs: list[Job]) -> str:
+    """Two cells: the seconds of all jobs, and of a job that makes thumbnails."""
+    thumbs = [job.end - job.start for job in jobs if "thumbs" in job.name + job.comment]
+    one = f"{statistics.median(thumbs):.0f} s" if thumbs else "-"
+    return f"{sum(job.end - job.start for job in jobs):.0f} s | {one}"
 
 
 if __name__ == "__main__":

@@ -20,13 +20,15 @@ from rich.table import Table
 HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs/performance.md"
 BEGIN, END = "<!-- bench {} -->", "<!-- end {} -->"
+BY_THEMSELVES = {"slurm"}  # wants root and Slurm, and takes half an hour
 COLUMNS = ("name", "ours", "theirs", "unit", "ratio", "goal")
 
 Row = dict[str, Any]
 
 
 def main(names: list[str]) -> None:
-    known = sorted(path.stem.removeprefix("bench_") for path in HERE.glob("bench_*.py"))
+    found = {path.stem.removeprefix("bench_") for path in HERE.glob("bench_*.py")}
+    known = sorted(found - BY_THEMSELVES)
     if unknown := set(names) - set(known):
         sys.exit(f"unknown benchmark {', '.join(sorted(unknown))}; valid are: {', '.join(known)}")
     sys.path[:0] = [str(HERE), str(HERE.parents[1] / "scripts"), str(HERE.parent)]
@@ -59,20 +61,30 @@ def _text(value: Any) -> str:
 def write(name: str, rows: list[Row]) -> None:
     """Replace this benchmark's table in the page."""
     lines = [
-        BEGIN.format(name),
-        f"Measured on {os.cpu_count()} cores ({platform.machine()}), Python "
-        f"{platform.python_version()}.",
+        f"{measured_on()}.",
         "",
         "| " + " | ".join(COLUMNS) + " |",
         "| --- " * len(COLUMNS) + "|",
         *("| " + " | ".join(cells(row)) + " |" for row in rows),
         *(f"\n{row['name']}: {row['note']}" for row in rows if row.get("note")),
-        END.format(name),
     ]
-    page = PAGE.read_text("utf-8")
-    before, rest = page.split(BEGIN.format(name), 1)
-    after = rest.split(END.format(name), 1)[1]
-    PAGE.write_text(before + "\n".join(lines) + after, "utf-8")
+    replace_lines(PAGE, name, lines)
+
+
+def measured_on() -> str:
+    return (
+        f"Measured on {os.cpu_count()} cores ({platform.machine()}), Python "
+        f"{platform.python_version()}"
+    )
+
+
+def replace_lines(page: Path, name: str, lines: list[str]) -> None:
+    """Replace what stands between a benchmark's marks in a page."""
+    begin, end = BEGIN.format(name), END.format(name)
+    text = page.read_text("utf-8")
+    before, rest = text.split(begin, 1)
+    after = rest.split(end, 1)[1]
+    page.write_text(before + "\n".join([begin, *lines, end]) + after, "utf-8")
 
 
 if __name__ == "__main__":

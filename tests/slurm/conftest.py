@@ -5,10 +5,20 @@ from collections.abc import Iterator
 import pytest
 
 from .cluster import Cluster, cluster
+from .runs import end_all
 
 
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Nodes `cpu1` and `gpu1` with CPUs enough, and two GPUs on the second."""
     with cluster(tmp_path_factory.mktemp("slurm")) as running:
-        yield running
+        try:
+            yield running
+        finally:
+            end_all()
+
+
+@pytest.fixture(autouse=True)
+def _no_run_outlives_its_test() -> Iterator[None]:
+    yield
+    end_all()

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import signal
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,6 +22,17 @@ PATIENCE = {
     "slurm": ("--slurm-init-seconds-before-status-checks", "1", "--latency-wait", "10"),
     "slurm-generic": ("--seconds-between-status-checks", "1", "--latency-wait", "10"),
 }
+
+LAUNCHED: list[subprocess.Popen[str]] = []
+
+
+def end_all() -> None:
+    """Kill the runs that a failed test left; they would submit jobs to the next test's cluster."""
+    for run in LAUNCHED:
+        if run.poll() is None:
+            os.killpg(run.pid, signal.SIGKILL)
+            run.wait()
+    LAUNCHED.clear()
 
 
 @dataclass
@@ -52,42 +64,45 @@ class OnSlurm(Library):
 
     def launch(self, *arguments: str) -> subprocess.Popen[str]:
         """A run that goes on while the test does something; its output is in `output`."""
+        return self._launch(self.command(*arguments))
+
+    def launch_as_typed(self) -> subprocess.Popen[str]:
+        """The same by `photo-tagger run --profile ...`."""
+        words = self._photo_tagger("run", str(self.photos), "--profile", self.profile)
+        return self._launch([*words, "--", *PATIENCE[self.profile], *self.options])
+
+    def _launch(self, command: list[str]) -> subprocess.Popen[str]:
         self.work.mkdir(parents=True, exist_ok=True)
         with self.output.open("w") as output:
-            return subprocess.Popen(
-                self.command(*arguments),
+            run = subprocess.Popen(
+                command,
                 env=self.environment(),
                 stdout=output,
                 stderr=output,
                 text=True,
                 start_new_session=True,
             )
+        LAUNCHED.append(run)
+        return run
 
     def photo_tagger(self, *arguments: str) -> str:
-        """What `photo-tagger` prints, run from the environment that `make cluster` makes."""
+        """What `photo-tagger` prints."""
         result = subprocess.run(
-            [
-                *(str(PYTHON), "-m", "phototagger.cli", *arguments, "--workdir", str(self.work)),
-                *("--", *PATIENCE[self.profile], *self.options),
-            ],
-            env=self.environment(),
-            capture_output=True,
-            text=True,
+            self._photo_tagger(*arguments), env=self.environment(), capture_output=True, text=True
         )
         assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-6000:]
         return result.stdout
+
+    def _photo_tagger(self, *arguments: str) -> list[str]:
+        """The command of the environment that `make cluster` makes."""
+        return [str(PYTHON), "-m", "phototagger.cli", *arguments, "--workdir", str(self.work)]
 
     @property
     def output(self) -> Path:
         return self.work / "run.log"
 
     def finish(self, run: subprocess.Popen[str], seconds: float = 600) -> None:
-        try:
-            assert run.wait(seconds) == 0, self.output.read_text()[-6000:]
-        finally:
-            if run.poll() is None:
-                os.killpg(run.pid, 9)
-                run.wait()
+        assert run.wait(seconds) == 0, self.output.read_text()[-6000:]
 
     def counts(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """The rule and the counts of every job."""

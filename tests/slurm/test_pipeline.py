@@ -118,24 +118,58 @@ def test_jobs_plan_nothing(done: Done):
     assert not done.plan_changed
 
 
-def rule_of(job: Job) -> str:
-    """Of the executor's comment: rule_<rule>_wildcards_<shard>."""
-    return job.comment.removeprefix("rule_").split("_wildcards_")[0]
+# Members of a group job that run beside each other, and after those of the line before.
+TOGETHER = (
+    {"score"},
+    {"record"},
+    {"sidecars"},
+    {"collect"},
+    {"export", "medoids"},
+    {"summary", "report", "check"},
+)
+
+
+def rules_by_job(library: OnSlurm, jobs: dict[str, Job]) -> dict[str, list[str]]:
+    """What each of Slurm's jobs did; every job has done something."""
+    found: dict[str, list[str]] = {}
+    for rule, counts in library.counts():
+        found.setdefault(counts["job"].rpartition("-")[2], []).append(rule)
+    assert found.keys() == jobs.keys()
+    return found
+
+
+def declared(rules: list[str], index: dict) -> tuple[int, int, int]:
+    """CPUs, MB and minutes that a job of these rules has to ask for."""
+    photos = [shard["photos"] for shard in index["shards"]]
+    of_library = set.union(*TOGETHER[3:])
+    if not set(rules) & set.union(*TOGETHER):
+        in_turn = [[rule] for rule in rules]  # one alone, or all on one GPU
+    else:
+        in_turn = [[rule for rule in rules if rule in level] for level in TOGETHER]
+    needs = {r: resources.of(r, sum(photos) if r in of_library else max(photos)) for r in rules}
+    server = resources.SERVER_PER_GPU if "describe" in rules else 0
+    return (
+        max(sum(resources.NEEDS[rule].threads for rule in level) for level in in_turn),
+        max(sum(needs[rule]["mem_mb"](None, 1) for rule in level) for level in in_turn) + server,
+        sum(max((needs[r]["runtime"](None, 1) for r in level), default=0) for level in in_turn),
+    )
+
+
+def assert_asked_for(library: OnSlurm, jobs: dict[str, Job]) -> None:
+    """The controller was asked for what the rules declare, alone and in groups."""
+    index = json.loads((library.results / "plan/index.json").read_text())
+    for number, rules in rules_by_job(library, jobs).items():
+        job = jobs[number]
+        cpus, megabytes, minutes = declared(rules, index)
+        assert (job.cpus, job.minutes) == (cpus, minutes), rules
+        # CLIP's weights are on top, and the tests' are 1 MB
+        assert 0 <= job.mem_mb - megabytes <= 20, rules
+        assert job.gpus == bool(GPU_RULES & set(rules)), rules
+        assert job.partition == ("gpu" if GPU_RULES & set(rules) else "cpu"), rules
 
 
 def test_the_controller_was_asked_for_what_the_rules_declare(done: Done):
-    index = json.loads((done.library.results / "plan/index.json").read_text())
-    largest = max(shard["photos"] for shard in index["shards"])
-    single = [job for job in done.jobs.values() if rule_of(job) in resources.NEEDS]
-    assert {rule_of(job) for job in single} >= {"thumbs", "embed", "labels"}
-    for job in single:
-        rule = rule_of(job)
-        declared = resources.of(rule, largest)
-        assert job.cpus == resources.NEEDS[rule].threads
-        assert job.minutes == declared["runtime"](None, 1)
-        assert job.gpus == (rule in GPU_RULES)
-        # weights are on top, and the tests' are 1 MB
-        assert 0 <= job.mem_mb - declared["mem_mb"](None, 1) <= 20
+    assert_asked_for(done.library, done.jobs)
 
 
 def test_tiny_jobs_share_an_allocation(done: Done):
@@ -169,18 +203,31 @@ def test_jobs_never_share_a_gpu(done: Done, slurm: Cluster):
 def test_the_command_through_plain_sbatch_makes_the_same(
     slurm: Cluster, settings, photos, local, done, tmp_path
 ):
-    """`photo-tagger run --profile slurm-generic`, as a person types it."""
+    """`photo-tagger run --profile slurm-generic`, as a person types it, `status` and `why`."""
     library = prepared(OnSlurm(tmp_path / "work", photos, dict(settings), profile="slurm-generic"))
     before = {job.id for job in slurm.jobs()}
-    library.photo_tagger("run", str(photos), "--profile", "slurm-generic")
+    run = library.launch_as_typed()
+    while not any(job.node == "gpu1" and job.id not in before for job in slurm.active()):
+        assert run.poll() is None, library.output.read_text()[-6000:]
+        time.sleep(0.2)
+    said = ""
+    while "\non gpu1: " not in said:
+        assert run.poll() is None, said
+        said = library.photo_tagger("status")  # from another terminal
+    assert said.startswith("A run is under way")
+    assert "\nthumbs: " in said and " of 16 photos\n" in said
+    library.finish(run)
     slurm.wait()
     assert apart_from_seconds(library) == local
     jobs = {job.id: job for job in slurm.jobs() if job.id not in before}
-    used = set()
-    for rule, counts in library.counts():
-        job = jobs[counts["job"].rpartition("-")[2]]
-        used.add(job.id)
-        assert job.node == ("gpu1" if rule in GPU_RULES else "cpu1")
-        assert (job.gpus > 0) == (rule in GPU_RULES)
-    assert used == jobs.keys()
+    assert_asked_for(library, jobs)
+    for number, rules in rules_by_job(library, jobs).items():
+        assert jobs[number].node == ("gpu1" if GPU_RULES & set(rules) else "cpu1")
     assert servers_checked(library) == 1
+
+    photo = photos / "shoot 00/IMG_0000.jpg"
+    answer = json.loads(library.photo_tagger("why", str(photo), "--json", "--quick"))
+    told = [row["job"] for row in answer["stages"]]
+    assert len(told) == 6
+    for job in told:
+        assert jobs[job["job"].rpartition("-")[2]].node == job["node"]

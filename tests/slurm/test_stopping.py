@@ -106,12 +106,20 @@ def test_jobs_cancelled_requeued_and_out_of_time(slurm, wiring, photos, tmp_path
         until(lambda: server.stats.received > asked + IN_FLIGHT, run, library)
         slurm.run("scontrol", "requeue", again.id)
 
+        # cancelled: many small jobs in one
+        small = until(lambda: running_job(slurm, "shard_"), run, library, seconds=240)
+        time.sleep(dice.uniform(0, 7))
+        slurm.run("scancel", small.id)
+
         library.finish(run)
         slurm.wait()
         states = {job.id: job for job in slurm.jobs()}
-        assert states[asking.id].state == "CANCELLED"
+        assert states[asking.id].state == states[small.id].state == "CANCELLED"
         assert (states[again.id].state, states[again.id].restarts) == ("COMPLETED", 1)
-        assert "TIMEOUT" in {job.state for job in states.values() if "labels" in job.comment}
+        tries = [job for job in states.values() if "labels" in job.comment]
+        tries.sort(key=lambda job: int(job.id))
+        assert [(job.state, job.minutes) for job in tries] == [("TIMEOUT", 1), ("COMPLETED", 2)]
+        assert tries[1].mem_mb == 2 * tries[0].mem_mb
         assert not frozen.is_running() or frozen.status() == psutil.STATUS_ZOMBIE
         asked, questions = server.stats.received, server.stats.questions
         assert asked <= questions + 2 * IN_FLIGHT
