@@ -281,6 +281,7 @@ rule sidecars:
         "results/logs/sidecars/{shard}.log",
     benchmark:
         "results/benchmarks/sidecars/{shard}.tsv"
+    priority: 1  # before what comes after all shards, with check, which waits for it, the longest
     conda:
         "envs/photo-tagger.yaml"
     threads: RUN.threads("sidecars")
@@ -472,6 +473,7 @@ rule check:
         "results/logs/check.log",
     benchmark:
         "results/benchmarks/check.tsv"
+    priority: 1  # the longest of the last ones, so not the last
     conda:
         "envs/photo-tagger.yaml"
     threads: RUN.threads("check")

@@ -248,7 +248,7 @@ def scan(
             if only is not None and rel.removeprefix(prefix) not in only:
                 continue
             text = names.encode(rel)
-            if _excluded(text, options.exclude):
+            if options.exclude and _excluded(text, options.exclude):
                 continue
             photos.append((sort_key(text), Photo(text, info.st_size, info.st_mtime_ns, token)))
     photos.sort()
