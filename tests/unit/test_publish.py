@@ -620,7 +620,7 @@ def test_a_full_disk_below_the_journal_ends_the_run_with_nothing_half_done(work,
 
     def full_later(*args):
         calls.append(args)
-        return full() if len(calls) > 2 else real(*args)  # begin, intents, then no more
+        return full() if len(calls) > 3 else real(*args)  # lock, begin, intents, no more
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "pwrite", full_later)
