@@ -172,13 +172,17 @@ class Run:
 
     # ---------------------------------------------------------------------------------- resources
 
+    @cached_property
+    def _largest(self) -> int:
+        """Photos in the plan's largest shard."""
+        return max((shard.photos for shard in self.shards), default=0)
+
     def threads(self, rule: str) -> int:
         return resources.NEEDS[rule].threads
 
     def of_shard(self, rule: str) -> dict[str, resources.Resource]:
         """What a job on a shard takes (see `resources`)."""
-        largest = max((shard.photos for shard in self.shards), default=0)
-        return resources.of(rule, largest)
+        return resources.of(rule, self._largest)
 
     def of_library(self, rule: str) -> dict[str, resources.Resource]:
         """What a job on all photos takes."""
@@ -186,10 +190,9 @@ class Run:
 
     def of_clip(self, rule: str) -> dict[str, Any]:
         """What a job with the CLIP model takes."""
-        largest = max((shard.photos for shard in self.shards), default=0)
-        weights = self.facts.get("weights_mb", 0)
-        loaded = resources.WEIGHTS_COPIES * weights
-        needs = resources.of(rule, largest, lambda wildcards: loaded, disk=weights)
+        megabytes = self.facts.get("weights_mb", 0)
+        loaded = resources.WEIGHTS_COPIES * megabytes
+        needs = resources.of(rule, self._largest, lambda wildcards: loaded, disk=megabytes)
         return needs | {"gpu": self._clip_gpus, "gpu_model": self._clip_gpu_model}
 
     @property
@@ -209,8 +212,9 @@ class Run:
 
     def of_server(self, rule: str) -> dict[str, Any]:
         """What a job takes that asks a model server, which runs where the job does."""
-        largest = max((shard.photos for shard in self.shards), default=0)
-        needs = resources.of(rule, largest, lambda wildcards: self._server_memory(wildcards.setup))
+        needs = resources.of(
+            rule, self._largest, lambda wildcards: self._server_memory(wildcards.setup)
+        )
         return needs | {
             "gpu": lambda wildcards: self._server_gpus(wildcards.setup),
             "gpu_model": lambda wildcards: self._server_gpu_model(wildcards.setup),
