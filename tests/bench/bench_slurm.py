@@ -1,4 +1,4 @@
-"""What a small job costs on Slurm: its executor, job arrays, plain sbatch, and groups of jobs.
+"""What a small job costs on Slurm: by Snakemake's executor for it, and by plain sbatch.
 
     make cluster applications
     PYTHONPATH=tests .venv/bin/python tests/bench/bench_slurm.py [SHARDS]
@@ -25,20 +25,13 @@ from phototagger import CLONE, demo_clip
 
 PAGE = CLONE / "docs/clusters.md"
 PER_SHARD = 4
-NO_GROUPS = ("--groups", "collect=alone")
 # Two CPUs a node, as this machine has; a group that asks for more would wait for ever.
 CPUS = 2
 SMALL = (
     *("--set-threads", "thumbs=1", "embed=1", "labels=1", "sidecars=1"),
     *("--cores", str(CPUS)),
 )
-VARIANTS = {
-    "`slurm`": ("slurm", ()),
-    "`slurm`, no groups": ("slurm", NO_GROUPS),
-    "`slurm`, no groups, arrays": ("slurm", (*NO_GROUPS, "--slurm-array-jobs", "all")),
-    "`slurm-generic`": ("slurm-generic", ()),
-    "`slurm-generic`, no groups": ("slurm-generic", NO_GROUPS),
-}
+VARIANTS = {"`slurm`": ("slurm", ()), "`slurm-generic`": ("slurm-generic", ())}
 
 
 def main(shards: int) -> None:
